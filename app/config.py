@@ -6,7 +6,7 @@ Knows the names, the defaults and what is allowed; builds nothing.
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import BadSetting
@@ -28,14 +28,11 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: _home(".cache", "ponder"))
     database_url: str = ""
     base_url: str = ""
-    share: bool = False
     log_level: str = "INFO"
 
     max_text_bytes: int = Field(default=256 * 1024, ge=1024)
     max_waiting_runs: int = Field(default=100, ge=1)
     max_context_tokens: int = Field(default=32768, ge=512)
-
-    hf_token: SecretStr | None = None
 
     @field_validator("log_level")
     @classmethod

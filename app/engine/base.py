@@ -67,7 +67,7 @@ class ModelProfile:
 
     `context_window`, `budgets` (reasoning tokens by effort) and `answer_reserve` count tokens. `stop_ids` end a
     completion. `slots` is how many requests the engine writes at the same time. `system_prompt` is used where the
-    person sets none; empty for none.
+    person sets none; empty for none. `longest_answer` cuts an answer after that many tokens; 0 for the window's end.
     """
 
     name: str
@@ -83,6 +83,7 @@ class ModelProfile:
     answer_reserve: int
     slots: int = 1
     system_prompt: str = ""
+    longest_answer: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,72 @@
+"""Fit a conversation into the context window: the oldest turns go first, the question never does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.engine.base import Message, ModelProfile
+from app.errors import PromptTooLong
+
+_LEAST_THINKING = 2048
+
+
+class _Prompts(Protocol):
+    async def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """The prompt's token ids, and how many of the oldest turns were left out to make it fit."""
+
+    ids: tuple[int, ...]
+    turns_left_out: int
+
+
+def room_to_write(profile: ModelProfile) -> int:
+    """Tokens of the window that a prompt must leave free: the answer's reserve and some reasoning."""
+    thinking = min(profile.budgets.get("normal", 0), _LEAST_THINKING)
+    return min(profile.context_window // 2, profile.answer_reserve + thinking)
+
+
+async def fit(
+    engine: _Prompts, profile: ModelProfile, system: str, messages: Sequence[Message], *, spare_tokens: int = 0
+) -> FittedPrompt:
+    """The longest end of the conversation that leaves room to write.
+
+    `messages` end with the person's question. A turn is a question with its answers. `spare_tokens` are kept free on
+    top, for looking ahead.
+
+    Raises:
+        PromptTooLong: the last message alone does not fit; `tokens` and `limit_tokens` are in its details.
+        ModelUnavailable: the tokenizer is not there.
+    """
+    limit = profile.context_window - room_to_write(profile) - spare_tokens
+    starts = [index for index, message in enumerate(messages) if message.role == "user"]
+    head = [Message("system", system)] if system else []
+
+    async def ids_from(turn: int) -> tuple[int, ...]:
+        return await engine.prompt([*head, *messages[starts[turn] :]])
+
+    whole = await ids_from(0)
+    if len(whole) <= limit:
+        return FittedPrompt(whole, 0)
+    low, high = 1, len(starts) - 1
+    best: FittedPrompt | None = None
+    while low <= high:
+        middle = (low + high) // 2
+        ids = await ids_from(middle)
+        if len(ids) <= limit:
+            best, high = FittedPrompt(ids, middle), middle - 1
+        else:
+            low = middle + 1
+    if best is not None:
+        return best
+    if spare_tokens:
+        return FittedPrompt(await ids_from(len(starts) - 1), len(starts) - 1)
+    alone = len(await engine.prompt([*head, messages[-1]]))
+    raise PromptTooLong(
+        f"Your message has {alone:,} tokens and this model takes at most {limit:,}, so that it has room to think and "
+        "answer. Shorten it, or split it over several messages.",
+        tokens=alone,
+        limit_tokens=limit,
+    )

@@ -1,0 +1,129 @@
+"""What stands in front of every route: headers, the same-origin rule, the size of a body, the gate before Gradio.
+
+Plain ASGI, so that event streams pass through untouched.
+"""
+
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Forbidden, NotFound, PonderError, TextTooLarge
+
+_POLICY = "; ".join(
+    [
+        "default-src 'self'",
+        "script-src 'self'",
+        # Gradio writes style attributes and style elements
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'self'",
+        "object-src 'none'",
+        "frame-ancestors 'self'",
+    ]
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_MOST_BODY_BYTES = 2 * 1024 * 1024
+_OPEN_PATHS = re.compile(
+    r"/(?:$|api/|ponder/|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/heartbeat/)"
+)
+
+
+def error_response(error: PonderError) -> JSONResponse:
+    """The JSON body and the status of an error."""
+    body = {"code": error.code, "message": error.message, **error.details}
+    return JSONResponse({"error": body}, status_code=error.status)
+
+
+class Guards:
+    """Refuses what must not reach a route, and puts the security headers on every response."""
+
+    def __init__(self, app: ASGIApp, base_url: str = "") -> None:
+        self._app = app
+        self._base_origin = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)) if base_url else ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope, headers)
+        target: ASGIApp = error_response(refusal) if refusal else self._app
+        bounded = _Bounded(receive)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                found = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    found[name] = value
+                if scope["path"].startswith("/api/") and "cache-control" not in found:
+                    found["Cache-Control"] = "no-store"
+                # Gradio answers any origin that asks; nobody but our own page has business here
+                for name in list(found.keys()):
+                    if name.startswith("access-control-"):
+                        del found[name]
+            await send(message)
+
+        try:
+            await target(scope, bounded, send_with_headers)
+        except _BodyTooLarge:
+            await error_response(_too_large())(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> PonderError | None:
+        if not _OPEN_PATHS.match(scope["path"]):
+            return NotFound("There is nothing at this address.")
+        if scope["method"] not in _SAFE_METHODS and not self._is_own_page(scope, headers):
+            return Forbidden("This request comes from another site. Use Ponder's own page.")
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > _MOST_BODY_BYTES:
+            return _too_large()
+        return None
+
+    def _is_own_page(self, scope: Scope, headers: Headers) -> bool:
+        """Fetch metadata where the browser sends it, else Origin; a program without a cookie has nothing to lose."""
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site in ("same-origin", "none")
+        origin = headers.get("origin")
+        if origin is not None:
+            own = {self._base_origin} if self._base_origin else {f"{scope['scheme']}://{headers.get('host', '')}"}
+            return origin in own
+        return "cookie" not in headers
+
+
+class _BodyTooLarge(Exception):
+    pass
+
+
+class _Bounded:
+    """A receive that counts the body's bytes, for bodies that do not say their length."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._bytes = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > _MOST_BODY_BYTES:
+            raise _BodyTooLarge
+        return message
+
+
+def _too_large() -> TextTooLarge:
+    return TextTooLarge(
+        f"The request is larger than {_MOST_BODY_BYTES // 1024 // 1024} MiB. Shorten your message.",
+        limit_bytes=_MOST_BODY_BYTES,
+    )

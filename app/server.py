@@ -1,0 +1,77 @@
+"""Start Ponder: settings, app, and a server that lets runs and readers go before it ends."""
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+
+import uvicorn
+
+from app.config import Settings, read_settings
+from app.engine.process import EngineProcess
+from app.errors import PonderError
+from app.runs.service import RunService
+from app.web import build_app, build_services
+
+_DRAIN_S = 20
+
+
+class _Server(uvicorn.Server):
+    """Ends every run and event stream before it waits for connections, and says when the page can be opened."""
+
+    def __init__(self, config: uvicorn.Config, runs: RunService) -> None:
+        super().__init__(config)
+        self._runs = runs
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+            sys.stdout.write(f"\n  Ponder is at http://{shown}:{port}\n\n")
+            sys.stdout.flush()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._runs.close()
+        await super().shutdown(sockets)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until a signal says stop; the exit status."""
+    parser = argparse.ArgumentParser(prog="app.py", description="Ponder, a chat for reasoning models on one GPU.")
+    parser.add_argument("--host", help="address to listen on (PONDER_HOST, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (PONDER_PORT, 7860)")
+    parser.add_argument("--model", help="auto, demo, qwq-32b, qwq-32b-preview, a Hub id or a folder (PONDER_MODEL)")
+    try:
+        settings = read_settings(**vars(parser.parse_args(arguments)))
+        _set_up_logs(settings)
+        server = _build(settings)
+    except PonderError as error:
+        sys.stderr.write(f"Ponder cannot start. {error.message}\n")
+        return 2
+    # uvicorn raises the signal that ended it once more; ending on request is no failure
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: None)
+    server.run()
+    return 0 if server.started else 1
+
+
+def _build(settings: Settings) -> _Server:
+    services = build_services(settings, EngineProcess(settings))
+    config = uvicorn.Config(
+        build_app(services),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+        server_header=False,
+    )
+    return _Server(config, services.runs)
+
+
+def _set_up_logs(settings: Settings) -> None:
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("alembic", "httpx", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

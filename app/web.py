@@ -1,0 +1,95 @@
+"""The one place where the parts are built and joined. Decides nothing else."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from app.accounts.guests import Guests
+from app.config import Settings
+from app.engine.base import Engine
+from app.errors import BadRequest, NotFound, PonderError
+from app.history.database import Database
+from app.history.store import Store
+from app.routes import conversations, health, runs
+from app.routes.access import Services
+from app.routes.guards import Guards, error_response
+from app.runs.service import RunService
+
+STATIC = Path(__file__).parents[1] / "static"
+_log = logging.getLogger(__name__)
+
+
+class _InternalError(PonderError):
+    code = "internal"
+    status = 500
+
+
+def build_services(settings: Settings, engine: Engine) -> Services:
+    """Every long-lived object, the database's tables brought up to date.
+
+    Raises:
+        StorageFailed: the database cannot be opened.
+    """
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    store = Store(database)
+    return Services(settings, engine, store, Guests(store), RunService(settings, engine, store))
+
+
+def build_app(services: Services) -> FastAPI:
+    """The whole app: routes, static files and the page."""
+    # Read by gradio while it is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from gradio import Server
+
+    from app.ui.page import mount_page
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await services.runs.start()
+        yield
+        await services.runs.close()
+        services.store.database.close()
+
+    app: FastAPI = Server(title="Ponder", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.services = services
+    for part in (health, conversations, runs):
+        app.include_router(part.router)
+    app.mount("/ponder", StaticFiles(directory=STATIC), name="ponder")
+    _translate_errors(app)
+    mount_page(app)
+    app.add_middleware(Guards, base_url=services.settings.base_url)
+    return app
+
+
+def _translate_errors(app: FastAPI) -> None:
+    @app.exception_handler(PonderError)
+    async def ours(_: Request, error: PonderError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        return error_response(BadRequest(f"{where}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return error_response(NotFound("There is nothing at this address."))
+        return JSONResponse(
+            {"error": {"code": "bad_request", "message": str(error.detail)}}, status_code=error.status_code
+        )
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(_InternalError("Something went wrong on the server. Your text is still here; try again."))

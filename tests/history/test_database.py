@@ -1,0 +1,98 @@
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from app.errors import StorageFailed
+from app.history.database import Database
+from app.history.store import Store
+from app.history.tables import Table
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
+
+
+def test_the_migrations_make_the_tables(store: Store) -> None:
+    with store.database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+
+
+def test_migrations_go_down_to_nothing_and_up_again(store: Store) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with store.database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
+        command.upgrade(config, "head")
+    assert store.add_guest("hash")
+
+
+def test_migrating_twice_changes_nothing(store: Store) -> None:
+    person = store.add_guest("hash")
+    store.database.migrate()
+    assert store.person_of("hash") == person
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 5000)]
+)
+def test_every_connection_is_as_safe_as_promised(store: Store, pragma: str, value: object) -> None:
+    with store.database.engine.connect() as connection:
+        assert connection.execute(text(f"PRAGMA {pragma}")).scalar() == value
+
+
+def test_a_failed_transaction_leaves_nothing_behind(store: Store) -> None:
+    with pytest.raises(StorageFailed):
+        store.add_conversation("nobody", "title")
+    with store.database.reading() as db:
+        assert db.execute(text("SELECT count(*) FROM conversations")).scalar() == 0
+
+
+def test_writers_of_two_threads_queue_instead_of_failing(store: Store) -> None:
+    owner = store.add_guest("hash")
+    errors: list[Exception] = []
+
+    def write() -> None:
+        try:
+            for _ in range(20):
+                store.add_conversation(owner, "title")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(store.conversations(owner, None, 200)[0]) == 80
+
+
+def test_a_full_disk_is_said_in_a_sentence(store: Store) -> None:
+    owner = store.add_guest("hash")
+    with store.database.engine.connect() as connection:
+        pages = connection.execute(text("PRAGMA page_count")).scalar()
+    store.database.engine.dispose()
+
+    def limit(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    from sqlalchemy import event
+
+    event.listen(store.database.engine, "connect", limit)
+    with pytest.raises(StorageFailed, match="disk is full"):
+        for _ in range(1000):
+            store.add_conversation(owner, "x" * 200)
+
+
+def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageFailed, match="PONDER_DATA_DIR"):
+        Database(f"sqlite:///{tmp_path}/file/ponder.sqlite")
