@@ -78,16 +78,15 @@ def _translate_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "the body"
-        return error_response(BadRequest(f"{where}: {first['msg']}"))
+        where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str)) or "The request's body"
+        return error_response(BadRequest(f"{where} cannot be used: {first['msg'][0].lower()}{first['msg'][1:]}."))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return error_response(NotFound("There is nothing at this address."))
-        return JSONResponse(
-            {"error": {"code": "bad_request", "message": str(error.detail)}}, status_code=error.status_code
-        )
+        body = {"error": {"code": "bad_request", "message": f"{error.detail}."}}
+        return JSONResponse(body, status_code=error.status_code)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:

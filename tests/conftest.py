@@ -6,6 +6,8 @@ import pytest
 from app.config import Settings
 from app.history.database import Database
 from app.history.store import Store
+from tests.live import LiveServer, serving
+from tests.scripted import ScriptedEngine
 
 
 @pytest.fixture
@@ -21,3 +23,16 @@ def store(settings: Settings) -> Iterator[Store]:
     database.migrate()
     yield Store(database)
     database.close()
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """The engine of `live_server`."""
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def live_server(settings: Settings, engine: ScriptedEngine) -> Iterator[LiveServer]:
+    """A whole Ponder on a loopback port."""
+    with serving(settings, engine) as server:
+        yield server

@@ -50,8 +50,8 @@ PROFILE = ModelProfile(
 class ScriptedEngine:
     """Each request takes the next script. A script is text; `HOLD` in it waits for `release`.
 
-    Tokens are words with the blanks before and the line ends behind them. A script that ends is a "stop", an exception in place of a text
-    fails the request.
+    Tokens are words with the blanks before and the line ends behind them. A script that ends is a "stop", an exception
+    in place of a text fails the request.
     """
 
     def __init__(self, profile: ModelProfile = PROFILE, pace_s: float = 0.0, batch: int = 1) -> None:

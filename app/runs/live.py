@@ -213,7 +213,6 @@ class LiveRun:
 
     def _meet(self, event: Delta | Finished | Order, course: Course, engine: Engine) -> None:
         if event == "stop":
-            engine.cancel(self.request_id)
             self._follow(course.stop(), engine, final="stopped")
         elif event == "answer_now":
             course.answer_now()

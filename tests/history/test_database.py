@@ -7,7 +7,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import event, inspect, text
 
 from app.errors import StorageFailed
 from app.history.database import Database
@@ -84,12 +84,14 @@ def test_a_full_disk_is_said_in_a_sentence(store: Store) -> None:
     def limit(connection: sqlite3.Connection, _: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
-    from sqlalchemy import event
-
     event.listen(store.database.engine, "connect", limit)
-    with pytest.raises(StorageFailed, match="disk is full"):
+
+    def fill() -> None:
         for _ in range(1000):
             store.add_conversation(owner, "x" * 200)
+
+    with pytest.raises(StorageFailed, match="disk is full"):
+        fill()
 
 
 def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from tests.scripted import CLOSE, CLOSING_WORDS, PROFILE, STOP_ID, ScriptedEngin
 
 TWO_PHASE = replace(
     PROFILE,
-    reasoning=ReasoningFormat("two_phase", opening="Notes:\n1.", closing="\n\nFinal answer:", closing_words="Final answer:"),
+    reasoning=ReasoningFormat(
+        "two_phase", opening="Notes:\n1.", closing="\n\nFinal answer:", closing_words="Final answer:"
+    ),
     sampling=Sampling(repetition_penalty=1.1),
     longest_answer=5,
 )

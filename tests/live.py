@@ -1,0 +1,74 @@
+"""A whole Ponder on a loopback port, with a scripted engine, in a thread of this process."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from app.config import Settings
+from app.engine.base import EngineStatus
+from app.routes.access import Services
+from app.web import build_app, build_services
+from tests.scripted import ScriptedEngine
+
+
+@dataclass
+class LiveServer:
+    """Talk to `url`; tell `engine` what to write, from any thread."""
+
+    url: str
+    engine: ScriptedEngine
+    services: Services
+    loop: asyncio.AbstractEventLoop
+
+    def script(self, *texts: str | Exception, pace_s: float = 0.0) -> None:
+        """What the next completions write."""
+        self.engine.scripts.extend(texts)
+        self.engine.pace_s = pace_s
+
+    def release(self) -> None:
+        """Let the script that waits at a `HOLD` go on."""
+        self.loop.call_soon_threadsafe(self.engine.release)
+
+    def become(self, status: EngineStatus) -> None:
+        """Change the engine's status."""
+        self.loop.call_soon_threadsafe(self.engine.become, status)
+
+
+@contextmanager
+def serving(settings: Settings, engine: ScriptedEngine) -> Iterator[LiveServer]:
+    """Serve while the `with` lasts."""
+    services = build_services(settings, engine)
+    config = uvicorn.Config(build_app(services), port=0, log_config=None, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    started = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def main() -> None:
+        loops.append(asyncio.get_running_loop())
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():  # noqa: ASYNC110  uvicorn gives no event to wait for
+            await asyncio.sleep(0.01)
+        started.set()
+        await task
+
+    thread = threading.Thread(target=_in_new_loop(main), name="live-server")
+    thread.start()
+    started.wait(60)
+    assert server.started, "the server did not start"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    live = LiveServer(f"http://127.0.0.1:{port}", engine, services, loops[0])
+    try:
+        yield live
+    finally:
+        asyncio.run_coroutine_threadsafe(services.runs.close(), live.loop).result(20)
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def _in_new_loop(main: Callable[[], object]) -> Callable[[], None]:
+    return lambda: asyncio.run(main())  # type: ignore[arg-type]
