@@ -1,0 +1,1 @@
+"""Language models that write: the Protocol, the process they live in, and the engines behind it."""

@@ -1,0 +1,285 @@
+"""From a model's name to a model in memory: tokenizer first, then weights, with progress and errors to act on."""
+
+import json
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from tqdm.std import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from app.engine.base import ModelProfile, ReasoningFormat
+from app.engine.profiles import CLOSE_TOKEN, TAGS, ModelSpec
+from app.engine.prompts import PromptEncoder
+from app.errors import ModelUnavailable
+
+# What is being done, and how far it is, 0 to 1
+Tell = Callable[[str, float | None], None]
+_NONE = ReasoningFormat(kind="none")
+_log = logging.getLogger(__name__)
+
+
+def free_gpu_gib() -> float:
+    """Free memory of the first CUDA GPU, 0 where there is none."""
+    return torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub id.
+
+    Raises:
+        ModelUnavailable: it is not there, or broken.
+    """
+    with _explained(source):
+        _check_folder(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return tokenizer
+
+
+def load_config(source: str) -> PretrainedConfig:
+    """The configuration of a folder or Hub id.
+
+    Raises:
+        ModelUnavailable: it is not there, or broken.
+    """
+    with _explained(source):
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return config
+
+
+def profile_of(
+    spec: ModelSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: PromptEncoder,
+    config: PretrainedConfig,
+    max_context_tokens: int,
+) -> ModelProfile:
+    """What only the loaded tokenizer and configuration can tell, joined with what is known of the model.
+
+    Raises:
+        ModelUnavailable: the tokenizer does not fit what the model's reasoning needs.
+    """
+    window = min(int(getattr(config, "max_position_embeddings", 0) or max_context_tokens), max_context_tokens)
+    how = _resolved(spec, tokenizer, encoder)
+    return ModelProfile(
+        name=spec.name,
+        title=spec.title,
+        about=spec.about,
+        is_demo=spec.is_demo,
+        context_window=window,
+        reasoning=how,
+        sampling=spec.sampling,
+        answer_sampling=spec.answer_sampling,
+        stop_ids=_stop_ids(tokenizer),
+        budgets={effort: min(tokens, window * 3 // 4) for effort, tokens in spec.budgets},
+        answer_reserve=min(spec.answer_reserve, window // 4),
+        system_prompt=spec.system_prompt,
+        longest_answer=spec.longest_answer,
+    )
+
+
+def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tell) -> PreTrainedModel:
+    """The model on its device: 4 bits on a CUDA GPU where the spec says so, bf16 there otherwise, float32 on a CPU.
+
+    Raises:
+        ModelUnavailable: no room, no GPU, no file, a broken file; with what to do.
+    """
+    is_saved_in_four_bit = getattr(config, "quantization_config", None) is not None
+    _require_room(spec, is_saved_in_four_bit=is_saved_in_four_bit)
+    has_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if has_gpu else torch.float32, "trust_remote_code": False}
+    if has_gpu:
+        options["device_map"] = {"": 0}
+    if spec.is_four_bit and not is_saved_in_four_bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    if spec.is_four_bit or is_saved_in_four_bit:
+        _require_bitsandbytes()
+    tell("Loading weights", 0.0)
+    with _explained(source), _Progress(tell):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
+    model.eval()
+    return model
+
+
+def _resolved(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, encoder: PromptEncoder) -> ReasoningFormat:
+    """The reasoning format with its token id; found out from the template where the spec does not say."""
+    close_ids = encoder.encode("</think>")
+    is_one_token = len(close_ids) == 1 and close_ids[0] != tokenizer.unk_token_id
+    opens_inside = "<think>" in encoder.generation_prompt().rpartition("</think>")[2]
+    if spec.reasoning is None:
+        if opens_inside and is_one_token:
+            return replace(CLOSE_TOKEN, close_id=close_ids[0])
+        return TAGS if is_one_token else _NONE
+    if spec.reasoning.kind != "close_token":
+        return spec.reasoning
+    if not is_one_token:
+        raise ModelUnavailable(
+            f"The tokenizer of {spec.source} does not have </think> as one token, so its reasoning cannot be told from "
+            "its answer.",
+            remedy="Use the tokenizer files of Qwen/QwQ-32B.",
+        )
+    if not opens_inside:
+        raise ModelUnavailable(
+            f"The chat template of {spec.source} does not open the reasoning with <think>.",
+            remedy="Use the tokenizer files of Qwen/QwQ-32B.",
+        )
+    return replace(spec.reasoning, close_id=close_ids[0])
+
+
+def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends a completion: the tokenizer's own end, and the ends of turn of the common templates."""
+    known = tokenizer.get_added_vocab()
+    names = {tokenizer.eos_token, "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>"}
+    return tuple(sorted({known[name] for name in names if name in known}))
+
+
+def _require_room(spec: ModelSpec, *, is_saved_in_four_bit: bool) -> None:
+    if spec.least_gpu_gib == 0:
+        return
+    if not torch.cuda.is_available():
+        raise ModelUnavailable(
+            f"{spec.title} needs a CUDA GPU with about {spec.least_gpu_gib:.0f} GiB of free memory, and torch finds "
+            "none on this machine.",
+            remedy="Check the driver with nvidia-smi, or set PONDER_MODEL=demo to run the small stand-in.",
+        )
+    free = free_gpu_gib()
+    if free < spec.least_gpu_gib:
+        raise ModelUnavailable(
+            f"{spec.title} needs about {spec.least_gpu_gib:.0f} GiB of free GPU memory and {free:.1f} GiB are free.",
+            remedy="End other programs on the GPU (nvidia-smi lists them), or set PONDER_MODEL=demo.",
+        )
+    _log.info("%.1f GiB of GPU memory are free; 4-bit checkpoint: %s", free, is_saved_in_four_bit)
+
+
+def _require_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:
+        raise ModelUnavailable(
+            f"4-bit models need bitsandbytes, and it cannot be loaded here: {error}.",
+            remedy="Run pip install -r requirements.txt; on a GPU check that the driver is new enough for torch.",
+        ) from error
+
+
+def _check_folder(source: str) -> None:
+    """A folder's weight files are whole: names the first that is not. Hub ids are checked by the Hub."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if source.startswith(("/", ".", "~")):
+            raise ModelUnavailable(
+                f"There is no folder {source}.", remedy="Set PONDER_MODEL to a folder that exists, or to a Hub id."
+            )
+        return
+    if not (folder / "config.json").exists():
+        raise ModelUnavailable(
+            f"{folder} has no config.json, so it is no model.", remedy="Set PONDER_MODEL to the folder that holds it."
+        )
+    for index in folder.glob("*.safetensors.index.json"):
+        for name in set(json.loads(index.read_text())["weight_map"].values()):
+            if not (folder / name).exists():
+                raise _broken(folder / name, "is missing")
+    for shard in sorted(folder.glob("*.safetensors")):
+        _check_shard(shard)
+
+
+def _check_shard(shard: Path) -> None:
+    """A safetensors file is as long as its header says."""
+    size = shard.stat().st_size
+    with shard.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        try:
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+            ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            header = None
+    if header is None:
+        raise _broken(shard, "is no safetensors file, or is cut off")
+    if 8 + length + max(ends, default=0) != size:
+        raise _broken(shard, "is cut off")
+
+
+def _broken(file: Path, what: str) -> ModelUnavailable:
+    return ModelUnavailable(f"The file {file} {what}.", remedy="Download or copy it again, then start Ponder again.")
+
+
+class _Progress:
+    """While it lasts, transformers' own progress bars are told on, and a bar shows in a terminal as before."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        tell = self._tell
+
+        class Told(tqdm):  # type: ignore[misc]
+            def update(self, n: float | None = 1) -> Any:
+                shown = super().update(n)
+                if self.total:
+                    tell(str(self.desc or "Loading").rstrip(": "), min(1.0, self.n / self.total))
+                return shown
+
+            def __iter__(self) -> Any:
+                for item in super().__iter__():
+                    yield item
+                    if self.total:
+                        tell(str(self.desc or "Loading").rstrip(": "), min(1.0, self.n / self.total))
+
+        self._before = transformers_logging.set_tqdm_hook(lambda _, args, kwargs: Told(*args, **kwargs))
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_tqdm_hook(self._before)
+
+
+class _explained:
+    """Turns what the libraries raise into a sentence with a remedy."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ModelUnavailable(
+                f"{self._source} does not fit the GPU's memory.",
+                remedy="End other programs on the GPU (nvidia-smi lists them), or choose a smaller model.",
+            ) from error
+        if isinstance(error, HfHubHTTPError | OSError):
+            raise ModelUnavailable(
+                f"{self._source} could not be read: {_first_line(error)}",
+                remedy=(
+                    "For a Hub id, check the name, the network and, for gated models, HF_TOKEN; a folder with the "
+                    "model works without network (PONDER_MODEL=/path/to/folder)."
+                ),
+            ) from error
+        if isinstance(error, SafetensorError | RuntimeError | ValueError | KeyError):
+            raise ModelUnavailable(
+                f"{self._source} cannot be loaded: {_first_line(error)}",
+                remedy="Check that its files belong together and are whole.",
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,271 @@
+"""The engine process seen from the app: starts it, speaks to it, starts it again when it dies.
+
+Imports no torch. When the process goes, every open request ends as failed with a sentence, and the page lives on.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.engine.base import EngineEvent, EngineStatus, Finished, Message, ModelProfile, Request
+from app.engine.wire import (
+    MOST_LINE_BYTES,
+    Add,
+    Cancel,
+    Encode,
+    Frame,
+    Ids,
+    Prompt,
+    Status,
+    Written,
+    from_line,
+    to_line,
+)
+from app.errors import ModelUnavailable
+
+_MOST_QUICK_DEATHS = 3
+_QUICK_S = 60.0
+_CONNECT_S = 60.0
+_SILENCE_S = 120.0
+_GOODBYE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """`engine.base.Engine` over a local socket. Use it on one event loop, between `start` and `close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._status = EngineStatus("starting", "Starting the model process")
+        self._profile: ModelProfile | None = None
+        self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        self._open: set[str] = set()
+        self._calls: dict[int, asyncio.Future[tuple[int, ...]]] = {}
+        self._numbers = itertools.count()
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._status
+
+    @property
+    def profile(self) -> ModelProfile | None:
+        return self._profile
+
+    @property
+    def pid(self) -> int | None:
+        """The process that has the model; None while there is none."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start the process; returns at once."""
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def close(self) -> None:
+        """End the process and every request."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._end_requests("cancelled", "")
+        self._events.put_nowait(None)
+
+    async def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return await self._call(Prompt(next(self._numbers), tuple(messages)))
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        return await self._call(Encode(next(self._numbers), text))
+
+    def add(self, request: Request) -> None:
+        self._open.add(request.id)
+        if not self._send(Add(request)):
+            self._finish(Finished(request.id, "failed", problem="The model process is not running. Try again soon."))
+
+    def cancel(self, request_id: str) -> None:
+        if request_id in self._open:
+            self._send(Cancel(request_id))
+
+    async def events(self) -> AsyncIterator[Sequence[EngineEvent]]:
+        while (event := await self._events.get()) is not None:
+            batch = [event]
+            while not self._events.empty():
+                following = self._events.get_nowait()
+                if following is None:
+                    yield batch
+                    return
+                batch.append(following)
+            yield batch
+
+    # The process
+
+    async def _supervise(self) -> None:
+        """Keep a process running; give up when it dies too quickly too often."""
+        deaths = 0
+        while True:
+            started = time.monotonic()
+            try:
+                code = await self._live_through_one()
+            finally:
+                self._writer = None
+                self._fail_calls()
+            if self._status.state == "failed":
+                self._end_requests("failed", self._status.problem)
+                return
+            deaths = deaths + 1 if time.monotonic() - started < _QUICK_S else 1
+            _log.error("the model process ended with status %s", code)
+            self._end_requests("failed", "The model process ended in the middle. The text so far is kept; try again.")
+            if deaths >= _MOST_QUICK_DEATHS:
+                self._become(
+                    EngineStatus(
+                        "failed",
+                        problem=f"The model process ended {deaths} times in a row (last status {code}).",
+                        remedy="The log says why; out of memory is the usual cause. Start Ponder again afterwards.",
+                    )
+                )
+                return
+            self._become(EngineStatus("starting", "The model process ended; starting it again"))
+            await asyncio.sleep(2.0 ** (deaths - 1) - 1)
+
+    async def _live_through_one(self) -> int | None:
+        """Start a process and serve it until it ends; its exit status."""
+        folder = Path(tempfile.mkdtemp(prefix="ponder-"))
+        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
+            asyncio.get_running_loop().create_future()
+        )
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if connected.done():
+                writer.close()
+            else:
+                connected.set_result((reader, writer))
+
+        # A folder of mkdtemp is open to this user alone, and so is the socket in it
+        socket_path = folder / "engine.sock"
+        server = await asyncio.start_unix_server(accept, socket_path, limit=MOST_LINE_BYTES)
+        try:
+            self._process = await self._spawn(socket_path)
+            ended = asyncio.create_task(self._process.wait())
+            waited: set[asyncio.Future[Any]] = {connected, ended}
+            await asyncio.wait(waited, timeout=_CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
+            if connected.done():
+                reader, self._writer = connected.result()
+                await self._read(reader)
+                self._writer.close()
+            return await self._let_end()
+        finally:
+            server.close()
+            await self._let_end()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _spawn(self, socket_path: Path) -> asyncio.subprocess.Process:
+        settings = self._settings
+        arguments = {
+            "--socket": socket_path,
+            "--model": settings.model,
+            "--cache-dir": settings.cache_dir,
+            "--max-context-tokens": settings.max_context_tokens,
+            "--parent": os.getpid(),
+        }
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "app.engine.worker",
+            *(str(part) for pair in arguments.items() for part in pair),
+            stdin=asyncio.subprocess.DEVNULL,
+            cwd=Path(__file__).parents[2],
+        )
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Frames until the process is gone, or silent for so long that it must hang."""
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), _SILENCE_S)
+            except TimeoutError:
+                _log.error("the model process gave no sign of life for %d s", _SILENCE_S)
+                return
+            except ConnectionError:
+                return
+            if not line:
+                return
+            self._take(from_line(line))
+
+    async def _let_end(self) -> int | None:
+        """See to it that the process is gone."""
+        process = self._process
+        if process is None:
+            return None
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _GOODBYE_S)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        return process.returncode
+
+    # What crosses the socket
+
+    def _take(self, frame: Frame) -> None:
+        match frame:
+            case Written(deltas, finished):
+                for delta in deltas:
+                    self._events.put_nowait(delta)
+                for one in finished:
+                    self._finish(one)
+            case Status(status, profile):
+                self._profile = profile or self._profile
+                self._become(status)
+            case Ids(call, ids, problem):
+                future = self._calls.pop(call, None)
+                if future is not None and not future.done():
+                    if problem:
+                        future.set_exception(ModelUnavailable(problem))
+                    else:
+                        future.set_result(ids)
+
+    def _send(self, frame: Frame) -> bool:
+        if self._writer is None or self._writer.is_closing():
+            return False
+        self._writer.write(to_line(frame))
+        return True
+
+    async def _call(self, frame: Prompt | Encode) -> tuple[int, ...]:
+        future: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
+        self._calls[frame.call] = future
+        if not self._send(frame):
+            self._calls.pop(frame.call)
+            raise ModelUnavailable("The model process is not running. Try again in a moment.")
+        return await future
+
+    def _become(self, status: EngineStatus) -> None:
+        self._status = status
+        self._events.put_nowait(status)
+
+    def _finish(self, finished: Finished) -> None:
+        if finished.request_id in self._open:
+            self._open.discard(finished.request_id)
+            self._events.put_nowait(finished)
+
+    def _end_requests(self, reason: str, problem: str) -> None:
+        for request_id in list(self._open):
+            self._finish(Finished(request_id, "failed" if reason == "failed" else "cancelled", problem=problem))
+
+    def _fail_calls(self) -> None:
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(ModelUnavailable("The model process ended. Try again in a moment."))
+        self._calls.clear()

@@ -1,0 +1,236 @@
+"""The engine process: `python -m app.engine.worker`, started by `process.EngineProcess`.
+
+It listens before torch is imported, so that its parent hears at once how the loading goes. The tokenizer comes first
+and answers from then on; the weights follow. It serves one app at a time and ends with it.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.engine.base import Delta, EngineStatus, Finished, ModelProfile
+from app.engine.wire import (
+    MOST_LINE_BYTES,
+    Add,
+    Cancel,
+    Encode,
+    Frame,
+    Ids,
+    Prompt,
+    Status,
+    Written,
+    from_line,
+    to_line,
+)
+from app.errors import PonderError
+
+if TYPE_CHECKING:
+    from app.engine.local import LocalEngine
+    from app.engine.prompts import PromptEncoder
+
+_COALESCE_S = 0.04
+_SIGN_OF_LIFE_S = 2.0
+_PR_SET_PDEATHSIG = 1
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One model and one connection. The loading thread and the engine's thread hand over through `_collect`."""
+
+    def __init__(self, model: str, cache_dir: Path, max_context_tokens: int) -> None:
+        self._model = model
+        self._cache_dir = cache_dir
+        self._max_context_tokens = max_context_tokens
+        self._status = EngineStatus("starting", "Starting the model process")
+        self._profile: ModelProfile | None = None
+        self._encoder: PromptEncoder | None = None
+        self._engine: LocalEngine | None = None
+        self._loop = asyncio.new_event_loop()
+        self._deltas: list[Delta | Finished] = []
+        self._lock = threading.Lock()
+        self._has_written = asyncio.Event()
+        self._writer: asyncio.StreamWriter | None = None
+
+    def run(self, socket_path: str) -> None:
+        """Serve until the app goes away or a signal comes."""
+        asyncio.set_event_loop(self._loop)
+        with suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._serve(socket_path))
+
+    async def _serve(self, socket_path: str) -> None:
+        reader, self._writer = await asyncio.open_unix_connection(socket_path, limit=MOST_LINE_BYTES)
+        task = asyncio.current_task()
+        assert task is not None
+        for name in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(name, task.cancel)
+        threading.Thread(target=self._load, name="loading", daemon=True).start()
+        sending = asyncio.create_task(self._send_written())
+        calls: set[asyncio.Task[None]] = set()
+        try:
+            while line := await reader.readline():
+                call = asyncio.create_task(self._obey(from_line(line)))
+                calls.add(call)
+                call.add_done_callback(calls.discard)
+        finally:
+            sending.cancel()
+
+    async def _obey(self, frame: Frame) -> None:
+        match frame:
+            case Add(request):
+                if self._engine is None:
+                    problem = "The model is not loaded yet."
+                    self._collect(Finished(request.id, "failed", problem=problem))
+                else:
+                    self._engine.add(request)
+            case Cancel(request_id):
+                if self._engine is not None:
+                    self._engine.cancel(request_id)
+            case Prompt() | Encode():
+                await self._answer(frame)
+
+    async def _answer(self, frame: Prompt | Encode) -> None:
+        encoder = self._encoder
+        if encoder is None:
+            self._send(Ids(frame.call, problem="The model's tokenizer is not loaded yet. Try again in a moment."))
+            return
+        try:
+            if isinstance(frame, Prompt):
+                ids = await asyncio.to_thread(encoder.prompt, frame.messages)
+            else:
+                ids = await asyncio.to_thread(encoder.encode, frame.text)
+            self._send(Ids(frame.call, ids))
+        except PonderError as error:
+            self._send(Ids(frame.call, problem=error.message))
+        except Exception:
+            _log.exception("encoding failed")
+            self._send(Ids(frame.call, problem="This text could not be encoded for the model."))
+
+    def _send(self, frame: Frame) -> None:
+        assert self._writer is not None
+        self._writer.write(to_line(frame))
+
+    def _collect(self, event: Delta | Finished) -> None:
+        """From any thread: something was written."""
+        with self._lock:
+            self._deltas.append(event)
+            is_first = len(self._deltas) == 1
+        if is_first:
+            self._loop.call_soon_threadsafe(self._has_written.set)
+
+    async def _send_written(self) -> None:
+        """Everything of the last 40 ms in one frame; the first after a silence at once."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_written.wait(), _SIGN_OF_LIFE_S)
+            self._has_written.clear()
+            with self._lock:
+                events, self._deltas = self._deltas, []
+            self._send(_coalesced(events))
+            if events:
+                await asyncio.sleep(_COALESCE_S)
+
+    # Loading, in a thread of its own
+
+    def _load(self) -> None:
+        try:
+            self._load_all()
+        except PonderError as error:
+            _log.error("%s", error.message)
+            self._tell_status(
+                EngineStatus("failed", problem=error.message, remedy=str(error.details.get("remedy", "")))
+            )
+        except Exception as error:
+            _log.exception("loading failed")
+            self._tell_status(
+                EngineStatus(
+                    "failed",
+                    problem=f"The model could not be loaded ({type(error).__name__}: {error}).",
+                    remedy="The log says more. PONDER_MODEL chooses another model.",
+                )
+            )
+
+    def _load_all(self) -> None:
+        self._tell("Starting torch", None)
+        from app.engine import loading
+        from app.engine.demo import demo_folder
+        from app.engine.local import LocalEngine
+        from app.engine.profiles import spec_for
+        from app.engine.prompts import PromptEncoder
+
+        spec = spec_for(self._model, loading.free_gpu_gib())
+        source = spec.source
+        if spec.is_demo:
+            source = str(demo_folder(self._cache_dir, lambda stage: self._tell(stage, None)) or source)
+        self._tell("Loading the tokenizer", None)
+        tokenizer = loading.load_tokenizer(source)
+        config = loading.load_config(source)
+        encoder = PromptEncoder(tokenizer)
+        self._profile = loading.profile_of(spec, tokenizer, encoder, config, self._max_context_tokens)
+        self._encoder = encoder
+        self._tell("Loading weights", 0.0)
+        model = loading.load_model(spec, source, config, self._tell)
+        self._engine = LocalEngine(model, tokenizer, self._collect)
+        self._tell_status(EngineStatus("ready"))
+
+    def _tell(self, stage: str, progress: float | None) -> None:
+        """A stage, or a step of it worth showing."""
+        shown = None if progress is None else round(progress, 2)
+        if (stage, shown) != (self._status.stage, self._status.progress):
+            if stage != self._status.stage:
+                _log.info("%s", stage)
+            self._tell_status(EngineStatus("loading", stage, shown))
+
+    def _tell_status(self, status: EngineStatus) -> None:
+        self._status = status
+        self._loop.call_soon_threadsafe(self._send, Status(status, self._profile))
+
+
+def _coalesced(events: list[Delta | Finished]) -> Written:
+    """One delta a request, its tokens in order."""
+    ids: dict[str, list[int]] = {}
+    texts: dict[str, list[str]] = {}
+    finished: list[Finished] = []
+    for event in events:
+        if isinstance(event, Finished):
+            finished.append(event)
+        else:
+            ids.setdefault(event.request_id, []).extend(event.token_ids)
+            texts.setdefault(event.request_id, []).extend(event.texts)
+    deltas = tuple(Delta(key, tuple(ids[key]), tuple(texts[key])) for key in ids)
+    return Written(deltas, tuple(finished))
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the app dies, however it dies."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def main() -> int:
+    """Serve the app that started this process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--max-context-tokens", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _end_with_parent(given.parent)
+    Worker(given.model, given.cache_dir, given.max_context_tokens).run(given.socket)
+    # Threads of torch and of the loading may hang in native code; nothing is left to save
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
