@@ -162,9 +162,12 @@ class EngineProcess:
             if connected.done():
                 reader, self._writer = connected.result()
                 await self._read(reader)
-                self._writer.close()
             return await self._let_end()
         finally:
+            if self._writer is not None:
+                self._writer.close()
+                with contextlib.suppress(OSError):
+                    await self._writer.wait_closed()
             server.close()
             await self._let_end()
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,177 @@
+import queue
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from app.engine.base import Delta, Finished, Request, Sampling
+from app.engine.local import LocalEngine
+from tests.engine.tiny import tiny_model, tiny_tokenizer
+
+GREEDY = Sampling(temperature=0.0)
+PROMPT = tuple(range(40, 70))
+WAIT_S = 60
+
+
+class Desk:
+    """A local engine over the tiny model, and what it gave."""
+
+    def __init__(self) -> None:
+        self.model = tiny_model()
+        self.given: queue.Queue[Delta | Finished] = queue.Queue()
+        self.engine = LocalEngine(self.model, tiny_tokenizer(), self.given.put)
+
+    def add(
+        self, prompt: tuple[int, ...] = PROMPT, sampling: Sampling = GREEDY, tokens: int = 20, name: str = "r"
+    ) -> None:
+        self.engine.add(Request(name, prompt, sampling, (257,), tokens))
+
+    def read(self) -> tuple[list[int], Finished]:
+        ids: list[int] = []
+        while not isinstance(event := self.given.get(timeout=WAIT_S), Finished):
+            ids += event.token_ids
+        return ids, event
+
+    def write(
+        self, prompt: tuple[int, ...] = PROMPT, sampling: Sampling = GREEDY, tokens: int = 20
+    ) -> tuple[list[int], Finished]:
+        self.add(prompt, sampling, tokens)
+        return self.read()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.engine.close()
+
+
+def test_a_request_is_written_to_its_length(desk: Desk) -> None:
+    ids, finished = desk.write()
+    assert len(ids) == 20
+    assert (finished.reason, finished.usage.prompt_tokens, finished.usage.completion_tokens) == ("length", 30, 20)
+
+
+def test_it_ends_at_a_stop_token(desk: Desk) -> None:
+    ids, _ = desk.write()
+    desk.engine.add(Request("s", PROMPT, GREEDY, (ids[4],), 20))
+    stopped, finished = desk.read()
+    assert stopped == ids[: ids.index(ids[4]) + 1]
+    assert finished.reason == "stop"
+
+
+def test_going_on_behind_a_completion_gives_the_tokens_of_an_unbroken_one(desk: Desk) -> None:
+    whole, _ = desk.write(tokens=30)
+    begun, _ = desk.write((*PROMPT[:10], 99), tokens=3)
+    begun, _ = desk.write(tokens=12)
+    rest, finished = desk.write((*PROMPT, *begun), tokens=18)
+    assert begun + rest == whole
+    assert finished.usage.cached_tokens == 30 + 12 - 1
+
+
+def test_a_shared_beginning_is_not_read_again(desk: Desk) -> None:
+    desk.write()
+    fresh = Desk()
+    other = (*PROMPT[:20], 7, 8, 9)
+    expected, _ = fresh.write(other)
+    fresh.engine.close()
+    ids, finished = desk.write(other)
+    assert finished.usage.cached_tokens == 20
+    assert ids == expected
+
+
+def test_the_same_seed_is_the_same_text(desk: Desk) -> None:
+    warm = Sampling(temperature=1.0, seed=7)
+    first, second = desk.write(sampling=warm)[0], desk.write(sampling=warm)[0]
+    other = desk.write(sampling=replace(warm, seed=8))[0]
+    assert first == second != other
+
+
+def test_requests_are_written_one_after_the_other(desk: Desk) -> None:
+    for name in "abc":
+        desk.add(name=name)
+    assert [desk.read()[1].request_id for _ in range(3)] == ["a", "b", "c"]
+
+
+def test_cancelling_ends_a_request_within_a_token(desk: Desk) -> None:
+    desk.add(tokens=400)
+    desk.given.get(timeout=WAIT_S)
+    desk.engine.cancel("r")
+    ids, finished = desk.read()
+    assert finished.reason == "cancelled"
+    assert len(ids) < 398
+
+
+def test_a_waiting_request_that_is_cancelled_never_starts(desk: Desk) -> None:
+    desk.add(tokens=200, name="first")
+    desk.add(name="second")
+    desk.engine.cancel("second")
+    desk.engine.cancel("first")
+    assert desk.read()[1].reason == "cancelled"
+    assert desk.read() == ([], Finished("second", "cancelled"))
+
+
+def test_cancelling_in_the_prefill_ends_at_the_next_layer_and_the_next_request_is_right(desk: Desk) -> None:
+    expected, _ = desk.write()
+    layers = desk.model.model.layers
+    reached: list[int] = []
+
+    def cancel_behind_the_first_layer(*_: object) -> None:
+        desk.engine.cancel("r")
+
+    hooks = [
+        layers[0].register_forward_hook(cancel_behind_the_first_layer),
+        layers[1].register_forward_hook(lambda *_: reached.append(1)),
+    ]
+    ids, finished = desk.write(tuple(range(100, 200)))
+    for hook in hooks:
+        hook.remove()
+    assert (ids, finished.reason, reached) == ([], "cancelled", [])
+    assert desk.write()[0] == expected
+
+
+def test_numbers_that_are_none_fail_that_request_alone(desk: Desk) -> None:
+    good = desk.model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        desk.model.lm_head.weight.fill_(float("nan"))
+    _, finished = desk.write()
+    assert finished.reason == "failed"
+    assert "NaN" in finished.problem
+    with torch.no_grad():
+        desk.model.lm_head.weight.copy_(good)
+    assert desk.write()[1].reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(torch.OutOfMemoryError("no"), "too long for this GPU"), (RuntimeError("secret"), "RuntimeError")],
+)
+def test_a_request_that_raises_fails_alone_and_says_why(desk: Desk, error: Exception, words: str) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    hook = desk.model.model.layers[1].register_forward_hook(fail)
+    _, finished = desk.write()
+    hook.remove()
+    assert finished.reason == "failed"
+    assert words in finished.problem
+    assert "secret" not in finished.problem
+    assert desk.write()[1].reason == "length"
+
+
+def test_the_checkpoints_own_generation_settings_do_not_leak_in() -> None:
+    model = tiny_model()
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.max_length = 3
+    given: queue.Queue[Delta | Finished] = queue.Queue()
+    engine = LocalEngine(model, tiny_tokenizer(), given.put)
+    plain = Desk()
+    expected, _ = plain.write()
+    plain.engine.close()
+    engine.add(Request("r", PROMPT, GREEDY, (257,), 20))
+    ids: list[int] = []
+    while not isinstance(event := given.get(timeout=WAIT_S), Finished):
+        ids += event.token_ids
+    engine.close()
+    assert ids == expected

@@ -1,0 +1,149 @@
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from app.config import Settings
+from app.engine import process as process_module
+from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
+from app.engine.process import EngineProcess
+from tests.engine.tiny import save_tiny
+
+Body = Callable[["Talk"], Awaitable[None]]
+
+
+class Talk:
+    """An engine process and everything it said."""
+
+    def __init__(self, engine: EngineProcess) -> None:
+        self.engine = engine
+        self.statuses: list[EngineStatus] = []
+        self.deltas: list[Delta] = []
+        self.finished: dict[str, Finished] = {}
+        self._changed = asyncio.Event()
+
+    async def listen(self) -> None:
+        async for batch in self.engine.events():
+            for event in batch:
+                if isinstance(event, EngineStatus):
+                    self.statuses.append(event)
+                elif isinstance(event, Delta):
+                    self.deltas.append(event)
+                else:
+                    self.finished[event.request_id] = event
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await self._changed.wait()
+
+    async def ready(self) -> None:
+        seen = len(self.statuses)
+        await self.until(lambda: self.engine.status.state in ("ready", "failed") and len(self.statuses) >= seen)
+        assert self.engine.status.state == "ready", self.engine.status
+
+    def add(self, name: str, tokens: int) -> None:
+        self.engine.add(Request(name, (40, 41, 42), Sampling(seed=1), (257,), tokens))
+
+
+def talk(settings: Settings, body: Body) -> None:
+    async def main() -> None:
+        engine = EngineProcess(settings)
+        there = Talk(engine)
+        async with asyncio.timeout(120):
+            await engine.start()
+            listening = asyncio.create_task(there.listen())
+            try:
+                await body(there)
+            finally:
+                pid = engine.pid
+                await engine.close()
+                await listening
+            assert pid is None or not _is_alive(pid)
+
+    asyncio.run(main())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def tiny(settings: Settings, tmp_path: Path) -> Settings:
+    folder = save_tiny(tmp_path / "tiny-model")
+    return settings.model_copy(update={"model": str(folder)})
+
+
+def test_it_loads_tells_its_profile_encodes_writes_and_survives_kill_9(tiny: Settings) -> None:
+    async def body(there: Talk) -> None:
+        await there.ready()
+        assert [status.stage for status in there.statuses][:2] == ["Starting torch", "Loading the tokenizer"]
+        profile = there.engine.profile
+        assert profile is not None
+        assert (profile.context_window, profile.reasoning.kind) == (512, "close_token")
+        assert 257 in profile.stop_ids
+        ids = await there.engine.prompt([Message("user", "a</think>b")])
+        assert profile.reasoning.close_id not in ids
+        assert profile.reasoning.close_id in await there.engine.encode("</think>")
+        there.add("one", 50)
+        await there.until(lambda: "one" in there.finished)
+        assert there.finished["one"].reason in ("length", "stop")
+        assert sum(len(delta.token_ids) for delta in there.deltas) == there.finished["one"].usage.completion_tokens
+
+        there.add("two", 400)
+        there.add("three", 400)
+        pid = there.engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await there.until(lambda: {"two", "three"} <= there.finished.keys())
+        assert there.finished["two"].reason in ("failed", "length", "stop")
+        assert there.finished["three"].reason == "failed"
+        assert "try again" in there.finished["three"].problem
+        await there.until(lambda: there.engine.status.state == "ready" and there.engine.pid not in (None, pid))
+        there.add("four", 5)
+        await there.until(lambda: "four" in there.finished)
+        assert there.finished["four"].reason in ("length", "stop")
+
+    talk(tiny, body)
+
+
+def test_a_running_request_is_cancelled_from_outside(tiny: Settings) -> None:
+    async def body(there: Talk) -> None:
+        await there.ready()
+        there.add("long", 480)
+        await there.until(lambda: bool(there.deltas))
+        there.engine.cancel("long")
+        await there.until(lambda: "long" in there.finished)
+        assert there.finished["long"].reason in ("cancelled", "length", "stop")
+
+    talk(tiny, body)
+
+
+def test_a_missing_folder_is_said_and_not_tried_again(settings: Settings) -> None:
+    async def body(there: Talk) -> None:
+        await there.until(lambda: there.engine.status.state == "failed")
+        assert "/no/such/model" in there.engine.status.problem
+        assert "PONDER_MODEL" in there.engine.status.remedy
+        there.add("r", 5)
+        await there.until(lambda: "r" in there.finished)
+        assert there.finished["r"].reason == "failed"
+
+    talk(settings.model_copy(update={"model": "/no/such/model"}), body)
+
+
+def test_a_process_that_keeps_dying_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module.sys, "executable", "/bin/false")
+
+    async def body(there: Talk) -> None:
+        await there.until(lambda: there.engine.status.state == "failed")
+        assert "3 times in a row" in there.engine.status.problem
+
+    talk(settings, body)

@@ -1,0 +1,49 @@
+"""Tiny random models that a CPU runs in milliseconds, with a real byte-level tokenizer."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and the control tokens of Qwen."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")])
+    backend.add_tokens([AddedToken(token, special=False) for token in ("<think>", "</think>")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE)
+
+
+def tiny_model(layers: int = 2) -> Qwen2ForCausalLM:
+    """A random Qwen2 of a few thousand weights, the same each time."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=257,
+        pad_token_id=257,
+        initializer_range=0.5,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def save_tiny(folder: Path, **options: object) -> Path:
+    """A folder with the tiny model and its tokenizer."""
+    tiny_model().save_pretrained(folder, **options)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
