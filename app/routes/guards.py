@@ -36,7 +36,7 @@ _HEADERS = {
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MOST_BODY_BYTES = 2 * 1024 * 1024
 _OPEN_PATHS = re.compile(
-    r"/(?:$|api/|ponder/|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/heartbeat/)"
+    r"/(?:$|api/|ponder/|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/(?:heartbeat/|info$))"
 )
 
 

@@ -1,7 +1,68 @@
-"""Placeholder until the page lands."""
+"""The page: Gradio Blocks lays out the parts, `static/ponder.js` fills and binds them by their `elem_id`.
 
+There is not one Python handler behind it: Gradio's handlers are a public RPC surface, and the page speaks the HTTP API.
+"""
+
+import gradio as gr
 from fastapi import FastAPI
+
+from app import __version__
+from app.ui.theme import theme
+
+_STYLES = ("math.css", "code.css", "ponder.css")
+EFFORTS = (("Quick", "quick"), ("Normal", "normal"), ("Deep", "deep"))
+
+
+def build_page() -> gr.Blocks:
+    """The empty page: sidebar, chat with its composer, reasoning panel."""
+    with gr.Blocks(title="Ponder", analytics_enabled=False) as page, gr.Row(elem_id="shell"):
+        with gr.Column(elem_id="sidebar"):
+            gr.Button("New chat", elem_id="new-chat")
+            gr.Column(elem_id="conversations")
+            gr.Column(elem_id="model-card")
+        with gr.Column(elem_id="chat"):
+            gr.Column(elem_id="thread")
+            with gr.Column(elem_id="composer"):
+                gr.Textbox(
+                    elem_id="question",
+                    placeholder="Ask something hard",
+                    label="Your question",
+                    show_label=False,
+                    container=False,
+                    lines=1,
+                    max_lines=8,
+                )
+                with gr.Row(elem_id="composer-row"):
+                    gr.Radio(
+                        list(EFFORTS),
+                        value="normal",
+                        elem_id="effort",
+                        label="How long to think",
+                        container=False,
+                    )
+                    gr.Button("Send", variant="primary", elem_id="send")
+        gr.Column(elem_id="reasoning")
+    return page
 
 
 def mount_page(app: FastAPI) -> None:
-    """Nothing yet."""
+    """Put the page at the root of the app."""
+    links = "".join(f'<link rel="stylesheet" href="/ponder/{name}?v={__version__}">' for name in _STYLES)
+    head = (
+        f'<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">{links}'
+        f'<link rel="icon" type="image/svg+xml" href="/ponder/favicon.svg">'
+        f'<script type="module" src="/ponder/ponder.js?v={__version__}"></script>'
+    )
+    gr.mount_gradio_app(
+        app,
+        build_page(),
+        path="/",
+        theme=theme(),
+        head=head,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=False,
+        pwa=False,
+        enable_monitoring=False,
+    )

@@ -1,0 +1,89 @@
+// A growing text of finished HTML blocks. Closed blocks are appended once and never touched again; only the tail, the
+// piece that is still being written, is replaced. All writing to the page happens in animation frames, a slice of
+// SLICE_MS each, so that a long replay does not freeze the page.
+
+import { element, fragment } from "./dom.js";
+
+const SLICE_MS = 10;
+
+export class Blocks {
+  /** `host` gets the blocks; `onWritten` is called after each slice. */
+  constructor(host, onWritten = () => {}) {
+    this.host = host;
+    this.onWritten = onWritten;
+    this.tail = null;
+    this.work = [];
+    this.nextTail = null;
+    this.frame = 0;
+  }
+
+  block(trusted) {
+    this.nextTail = null;
+    this.work.push(() => this.close(trusted));
+    this.schedule();
+  }
+
+  showTail(trusted) {
+    this.nextTail = trusted;
+    this.schedule();
+  }
+
+  note(text) {
+    this.work.push(() => this.put(element("p", { className: "note", text })));
+    this.schedule();
+  }
+
+  reset(blocks = []) {
+    this.work = [];
+    this.nextTail = null;
+    this.tail = null;
+    this.host.replaceChildren();
+    for (const trusted of blocks) this.block(trusted);
+  }
+
+  dispose() {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    this.work = [];
+  }
+
+  schedule() {
+    if (!this.frame) this.frame = requestAnimationFrame(() => this.write());
+  }
+
+  write() {
+    this.frame = 0;
+    const end = performance.now() + SLICE_MS;
+    let done = 0;
+    while (done < this.work.length && performance.now() < end) this.work[done++]();
+    this.work.splice(0, done);
+    if (this.work.length) this.schedule();
+    else if (this.nextTail !== null) this.replaceTail();
+    this.onWritten();
+  }
+
+  close(trusted) {
+    this.tail?.remove();
+    this.tail = null;
+    this.put(wrapped("block", trusted));
+  }
+
+  put(made) {
+    if (this.tail) this.host.insertBefore(made, this.tail);
+    else this.host.append(made);
+  }
+
+  replaceTail() {
+    const made = wrapped("block tail", this.nextTail);
+    this.nextTail = null;
+    if (this.tail) this.tail.replaceWith(made);
+    else this.host.append(made);
+    this.tail = made;
+  }
+}
+
+function wrapped(className, trusted) {
+  const made = element("div", { className });
+  made.append(fragment(trusted));
+  return made;
+}

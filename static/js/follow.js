@@ -1,0 +1,39 @@
+// Keep a scrolling element at its end while it grows, until the person scrolls up; go on when they come back down.
+
+import { button, icon } from "./dom.js";
+
+const NEAR_PX = 48;
+
+export class Follow {
+  constructor(scroller, label) {
+    this.scroller = scroller;
+    this.isOn = true;
+    this.pill = button(label, () => this.toEnd(), { className: "pill", hidden: true });
+    this.pill.prepend(icon("down"));
+    let top = 0;
+    scroller.addEventListener(
+      "scroll",
+      () => {
+        const { scrollTop, scrollHeight, clientHeight } = scroller;
+        if (scrollHeight - scrollTop - clientHeight < NEAR_PX) this.set(true);
+        else if (scrollTop < top - 4) this.set(false);
+        top = scrollTop;
+      },
+      { passive: true },
+    );
+  }
+
+  set(isOn) {
+    this.isOn = isOn;
+    this.pill.hidden = isOn;
+  }
+
+  grown() {
+    if (this.isOn) this.scroller.scrollTop = this.scroller.scrollHeight;
+  }
+
+  toEnd() {
+    this.set(true);
+    this.grown();
+  }
+}
