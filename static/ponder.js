@@ -50,7 +50,7 @@ class Page {
     this.shell.append(this.scrim);
     this.messages = element("div", { className: "messages", role: "log", "aria-live": "off", "aria-label": "Conversation" });
     this.thread.append(this.messages);
-    this.follow = new Follow(this.thread, "Jump to latest");
+    this.follow = new Follow(this.thread, this.messages, "Jump to latest");
     this.notices = element("div", { className: "notices" });
     this.announcer = element("p", { className: "off-screen", role: "status", "aria-live": "polite" });
     this.composer.prepend(this.follow.pill, this.notices);
@@ -150,7 +150,6 @@ class Page {
     for (const message of branch(conversation.messages, conversation.leaf_id)) this.append(message);
     this.showContext(conversation.context);
     this.follow.set(true);
-    requestAnimationFrame(() => this.follow.grown());
     const last = this.answers.at(-1);
     if (last?.run && ["queued", "running"].includes(last.run.state)) this.attach(last);
   }
@@ -163,7 +162,6 @@ class Page {
     const view = new AnswerView(message, {
       onChip: (answer) => this.onChip(answer),
       onAgain: (answer) => this.askAgain(answer),
-      onGrown: () => this.follow.grown(),
     });
     view.parentId = message.parent_id;
     this.answers.push(view);
@@ -336,6 +334,7 @@ class Page {
     if (!progress || !this.live) return;
     const since = progress.thinking ? (performance.now() - at) / 1000 : 0;
     this.live.showProgress(progress, progress.thinking_s + since);
+    if (!progress.thinking) this.panel.makeRoom();
     if (this.panel.owner === this.live.id) this.panel.setProgress(progress, progress.thinking_s + since);
   }
 
@@ -362,7 +361,6 @@ class Page {
       if (this.panel.owner === answer.id && answer.reasoning) this.panel.setSummary(answer.reasoning);
       else if (this.panel.owner === answer.id) this.panel.close();
       this.showContext(conversation.context);
-      this.follow.grown();
     } catch (error) {
       answer.showRun({ ...answer.run, ...done }, null);
       this.alert(error.message);

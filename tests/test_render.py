@@ -177,6 +177,11 @@ def test_an_equation_bears_no_number_of_its_own() -> None:
     assert "(1)" not in visible(render("\\begin{align}\na &= b\n\\end{align}"))
 
 
+def test_the_last_rule_of_an_array_spans_its_columns() -> None:
+    html = render(r"\[\begin{array}{|c|r|l|}\hline a & b & c \\ \hline \end{array}\]")
+    assert '<mtd class="m-rule" columnspan="3"></mtd>' in html
+
+
 def test_row_spacing_is_not_shown() -> None:
     assert "pt" not in visible(render(r"\[\begin{aligned} a &= b \\[4pt] c &= d \end{aligned}\]"))
 
@@ -459,7 +464,7 @@ def cut_texts(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> tuple[str, list
     return text, sorted(cuts)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(cut_texts(TEXTS))
 def test_the_html_does_not_depend_on_where_the_stream_is_cut(case: tuple[str, list[int]]) -> None:
     text, cuts = case

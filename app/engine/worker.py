@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _COALESCE_S = 0.04
 _SIGN_OF_LIFE_S = 2.0
 _PR_SET_PDEATHSIG = 1
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("app.engine.worker")
 
 
 class Worker:
@@ -178,6 +178,7 @@ class Worker:
         self._tell("Loading weights", 0.0)
         model = loading.load_model(spec, source, config, self._tell)
         self._engine = LocalEngine(model, tokenizer, self._collect)
+        _log.info("%s is ready", spec.title)
         self._tell_status(EngineStatus("ready"))
 
     def _tell(self, stage: str, progress: float | None) -> None:

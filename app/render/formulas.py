@@ -85,7 +85,8 @@ _SIZES = re.compile(
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _TEXT_FORMULA = re.compile(r"\$([^$]*)\$|\\\((.*?)\\\)")
 _REFERENCE = re.compile(r"\\(?:eq)?ref\s*\{([^{}]*)\}")
-_LAST_HLINE = re.compile(r"\\\\\s*\\hline\s*(\\end\{)")
+_COLUMNS = re.compile(r"\\begin\{array\}\s*\{([^{}]*)\}")
+_LAST_RULE = re.compile(r'<mtr><mtd style="border-top: 0\.05em \w+ currentcolor;[^"]*"></mtd></mtr></mtable>')
 _REPAIRABLE = re.compile(r"\\\\\s*\[|\\(?:begin|nonumber|notag|label|tag|ref|eqref)(?![a-zA-Z])")
 
 _STYLED = re.compile(r'( class="[^"]*")? (style|id|href|voffset|title)="([^"]*)"')
@@ -121,6 +122,7 @@ _CLASS_OF = {
     "math-shift:compact": "m-compact",
 }
 MATH_CLASSES = frozenset(" ".join(_CLASS_OF.values()).split()) | {
+    "m-rule",
     "menclose-updiagonalstrike",
     "menclose-downdiagonalstrike",
     "menclose-phasorangle",
@@ -150,7 +152,16 @@ def _draw(latex: str, is_display: bool) -> str | None:
         drawn = _converted(second, is_display)
     if drawn is None or _TOO_WIDE.search(drawn):
         return None
+    if "hline" in latex and (columns := _COLUMNS.search(latex)):
+        drawn = _LAST_RULE.sub(_last_rule(columns[1]), drawn)
     return _STYLED.sub(_classed, drawn)
+
+
+def _last_rule(columns: str) -> str:
+    """The converter draws the rule below an array under its first column only."""
+    return (
+        f'<mtr><mtd class="m-rule" columnspan="{sum(columns.count(one) for one in "lcr") or 1}"></mtd></mtr></mtable>'
+    )
 
 
 def _converted(latex: str, is_display: bool) -> str | None:
@@ -184,7 +195,7 @@ def _repaired(latex: str) -> str:
 def _reworded(latex: str) -> str:
     """What models write and the converter does not know."""
     latex = _SIZES.sub("", latex).replace(r"\hspace*", r"\hspace")
-    return _LAST_HLINE.sub(r"\\\\ \1", _TEXT.sub(_opened_text, latex))
+    return _TEXT.sub(_opened_text, latex)
 
 
 def _opened_text(found: re.Match[str]) -> str:

@@ -7,10 +7,8 @@ import { element, fragment } from "./dom.js";
 const SLICE_MS = 10;
 
 export class Blocks {
-  /** `host` gets the blocks; `onWritten` is called after each slice. */
-  constructor(host, onWritten = () => {}) {
+  constructor(host) {
     this.host = host;
-    this.onWritten = onWritten;
     this.tail = null;
     this.work = [];
     this.nextTail = null;
@@ -59,13 +57,12 @@ export class Blocks {
     this.work.splice(0, done);
     if (this.work.length) this.schedule();
     else if (this.nextTail !== null) this.replaceTail();
-    this.onWritten();
   }
 
   close(trusted) {
     this.tail?.remove();
     this.tail = null;
-    this.put(wrapped("block", trusted));
+    this.put(fragment(trusted));
   }
 
   put(made) {
@@ -74,16 +71,11 @@ export class Blocks {
   }
 
   replaceTail() {
-    const made = wrapped("block tail", this.nextTail);
+    const made = element("div", { className: "tail" });
+    made.append(fragment(this.nextTail));
     this.nextTail = null;
     if (this.tail) this.tail.replaceWith(made);
     else this.host.append(made);
     this.tail = made;
   }
-}
-
-function wrapped(className, trusted) {
-  const made = element("div", { className });
-  made.append(fragment(trusted));
-  return made;
 }

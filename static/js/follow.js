@@ -5,9 +5,14 @@ import { button, icon } from "./dom.js";
 const NEAR_PX = 48;
 
 export class Follow {
-  constructor(scroller, label) {
+  /** `content` is what grows inside `scroller`. */
+  constructor(scroller, content, label) {
     this.scroller = scroller;
     this.isOn = true;
+    // Also hears of blocks that get their real height only when they come into sight
+    const observer = new ResizeObserver(() => this.grown());
+    observer.observe(content);
+    observer.observe(scroller);
     this.pill = button(label, () => this.toEnd(), { className: "pill", hidden: true });
     this.pill.prepend(icon("down"));
     let top = 0;

@@ -21,10 +21,10 @@ export class Panel {
     this.stats = element("p", { className: "stats" });
     this.fill = element("span");
     this.bar = element("div", { className: "budget", hidden: true }, this.fill);
-    this.text = element("div", { className: "prose reasoning-text" });
+    this.text = element("div", { className: "ponder reasoning-text" });
     this.scroller = element("div", { className: "panel-scroll", tabindex: "0", role: "region", "aria-label": "Reasoning text" }, this.text);
-    this.follow = new Follow(this.scroller, "Jump to latest");
-    this.blocks = new Blocks(this.text, () => this.follow.grown());
+    this.follow = new Follow(this.scroller, this.text, "Jump to latest");
+    this.blocks = new Blocks(this.text);
     this.answerNow = button("Answer now", () => this.onAnswerNow?.(), {
       className: "answer-now",
       hidden: true,
@@ -48,7 +48,6 @@ export class Panel {
   open() {
     this.shell.classList.add("panel-open");
     this.onToggle(true);
-    this.follow.toEnd();
   }
 
   close({ isByHand = false } = {}) {
@@ -64,7 +63,14 @@ export class Panel {
       this.answerNow.disabled = true;
       onAnswerNow();
     };
+    this.opensItself = !this.wasClosedByHand && !this.isOpen;
     if (!this.wasClosedByHand) this.open();
+  }
+
+  /** The reasoning is over: where the panel covers the answer, and came by itself, it goes. */
+  makeRoom() {
+    if (this.opensItself && matchMedia("(max-width: 767px)").matches) this.close();
+    this.opensItself = false;
   }
 
   /** Show the reasoning of an earlier message. */
@@ -73,11 +79,10 @@ export class Panel {
     this.clear(owner);
     this.setSummary(summary);
     this.open();
-    this.follow.set(true);
+    this.follow.isOn = false;
     try {
       const { html, notes } = await api.reasoning(owner);
       if (this.owner !== owner) return;
-      this.blocks.onWritten = () => {};
       this.blocks.reset([html]);
       for (const note of notes) this.blocks.note(note.text);
       this.scroller.scrollTop = 0;
@@ -88,7 +93,6 @@ export class Panel {
 
   clear(owner = null) {
     this.owner = owner;
-    this.blocks.onWritten = () => this.follow.grown();
     this.blocks.reset();
     this.stats.textContent = "";
     this.bar.hidden = true;

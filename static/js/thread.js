@@ -23,14 +23,14 @@ export function questionView(text) {
 
 /** One answer: chip, text, notes, actions; live or finished. */
 export class AnswerView {
-  constructor(message, { onChip, onAgain, onGrown }) {
+  constructor(message, { onChip, onAgain }) {
     this.id = message.id;
     this.text = message.text;
     this.onAgain = onAgain;
     this.chip = button("", () => onChip(this), { className: "chip", hidden: true });
     this.status = element("p", { className: "status", role: "status" });
-    this.body = element("div", { className: "prose answer-text" });
-    this.blocks = new Blocks(this.body, onGrown);
+    this.body = element("div", { className: "ponder answer-text" });
+    this.blocks = new Blocks(this.body);
     this.notes = element("div", { className: "notes" });
     this.actions = element("div", { className: "actions", hidden: true });
     this.root = element("article", { className: "answer", "aria-label": "Answer" }, this.chip, this.status, this.body, this.notes, this.actions);
