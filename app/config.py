@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import BadSetting
 
+VERSION = "0.1.0"
+
 
 def _home(*parts: str) -> Path:
     return Path.home().joinpath(*parts)

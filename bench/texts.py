@@ -15,8 +15,8 @@ _PARAGRAPHS = [
     "- and \\(n = 10\\): \\(\\sum = 100\\), which costs $5 and $10 together",
     "Hmm, let me double-check with code:\n\n```python\ndef odd_sum(n: int) -> int:\n"
     "    return sum(2 * k - 1 for k in range(1, n + 1))\n\nassert odd_sum(10) == 100\n```",
-    "The integral \\(\\int_0^1 x^2\\,dx = \\tfrac13\\) and the limit $\\lim_{n\\to\\infty} \\frac{S_n}{n^2} = 1$ agree, "
-    "so **the pattern** is right, and *nothing* in it depends on `n` being even.",
+    "The integral \\(\\int_0^1 x^2\\,dx = \\tfrac13\\) and the limit $\\lim_{n\\to\\infty} \\frac{S_n}{n^2} = 1$ "
+    "agree, so **the pattern** is right, and *nothing* in it depends on `n` being even.",
     "| n | sum | square |\n|---|---|---|\n| 1 | 1 | $1^2$ |\n| 2 | 4 | $2^2$ |\n| 3 | 9 | $3^2$ |",
     "So the answer should be \\(n^2\\), but let me think about whether the problem meant something else by “first”. "
     "If it starts at 3, then we get \\((n+1)^2 - 1 = n^2 + 2n\\). No, it says the first odd numbers.",

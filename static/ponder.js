@@ -347,6 +347,7 @@ class Page {
 
   async onDone(answer, done) {
     this.detach();
+    this.panel.makeRoom();
     const { id } = this.conversation;
     this.announcer.textContent = done.state === "done" ? "The answer is ready." : "The answer has ended.";
     this.list.refresh();
@@ -449,11 +450,20 @@ class Page {
   async onCopyCode(event) {
     const copy = event.target.closest?.(".code .copy");
     if (!copy) return;
-    await copyText(copy.closest(".code").querySelector("code").textContent);
+    await copyText(wholeCode(copy.closest(".code")));
     const before = copy.textContent;
     copy.textContent = "Copied";
     setTimeout(() => (copy.textContent = before), 1500);
   }
+}
+
+/** A long block goes on in the elements behind it. */
+function wholeCode(block) {
+  let text = block.querySelector("code").textContent;
+  for (let next = block.nextElementSibling; next?.matches(".code.cont"); next = next.nextElementSibling) {
+    text += next.querySelector("code").textContent;
+  }
+  return text;
 }
 
 new Page().start();

@@ -42,8 +42,8 @@ def demo_folder(cache_dir: Path, tell: Callable[[str], None]) -> Path | None:
                 _convert(gguf, folder)
     except OSError as error:
         raise ModelUnavailable(
-            f"The demo model could not be written to {cache_dir}: {error.strerror or error}. "
-            "It needs 700 MB there: make room, or set PONDER_CACHE_DIR to another folder, then start again."
+            f"The demo model could not be written to {cache_dir}: {error.strerror or error}.",
+            remedy="It needs 700 MB: make room there or set PONDER_CACHE_DIR to another folder, then start again.",
         ) from error
     return folder
 
@@ -67,20 +67,10 @@ def _is_current(folder: Path, gguf: Path) -> bool:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Into a folder beside the final one, which takes its place in one rename."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     _sweep(folder)
     making = Path(tempfile.mkdtemp(prefix="demo-making-", dir=folder.parent))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        tokenizer.save_pretrained(making)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # What remembers the GGUF's own quantization would refuse to save the plain weights
-        model.hf_quantizer = None  # type: ignore[assignment]
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(making)
+        _write(gguf, making)
         sizes = {path.name: path.stat().st_size for path in making.iterdir()}
         stamp = {"version": CONVERTER_VERSION, "source": gguf.name, "sizes": sizes}
         (making / _STAMP).write_text(json.dumps(stamp))
@@ -89,6 +79,20 @@ def _convert(gguf: Path, folder: Path) -> None:
         shutil.rmtree(making, ignore_errors=True)
         raise
     _log.info("the demo model is converted: %s", folder)
+
+
+def _write(gguf: Path, folder: Path) -> None:
+    """Tokenizer and float32 weights out of the GGUF."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # What remembers the GGUF's own quantization would refuse to save the plain weights
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
 
 
 def _sweep(folder: Path) -> None:

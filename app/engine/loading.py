@@ -39,6 +39,14 @@ def free_gpu_gib() -> float:
     return torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else 0.0
 
 
+def used_gpu_gib() -> tuple[float, float]:
+    """Used and whole memory of the first CUDA GPU, by all programs; zeros where there is none."""
+    if not torch.cuda.is_available():
+        return 0.0, 0.0
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**30, total / 2**30
+
+
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id.
 
@@ -240,10 +248,11 @@ class _Progress:
                 return shown
 
             def __iter__(self) -> Any:
-                for item in super().__iter__():
+                # The bar itself counts only as often as it draws
+                for done, item in enumerate(super().__iter__(), 1):
                     yield item
                     if self.total:
-                        tell(str(self.desc or "Loading").rstrip(": "), min(1.0, self.n / self.total))
+                        tell(str(self.desc or "Loading").rstrip(": "), min(1.0, done / self.total))
 
         self._before = transformers_logging.set_tqdm_hook(lambda _, args, kwargs: Told(*args, **kwargs))
 

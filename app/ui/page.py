@@ -6,7 +6,7 @@ There is not one Python handler behind it: Gradio's handlers are a public RPC su
 import gradio as gr
 from fastapi import FastAPI
 
-from app import __version__
+from app.config import VERSION
 from app.ui.theme import theme
 
 _STYLES = ("math.css", "code.css", "ponder.css")
@@ -15,7 +15,8 @@ EFFORTS = (("Quick", "quick"), ("Normal", "normal"), ("Deep", "deep"))
 
 def build_page() -> gr.Blocks:
     """The empty page: sidebar, chat with its composer, reasoning panel."""
-    with gr.Blocks(title="Ponder", analytics_enabled=False) as page, gr.Row(elem_id="shell"):
+    page = gr.Blocks(title="Ponder", analytics_enabled=False)
+    with page, gr.Row(elem_id="shell"):
         with gr.Column(elem_id="sidebar"):
             gr.Button("New chat", elem_id="new-chat")
             gr.Column(elem_id="conversations")
@@ -29,6 +30,7 @@ def build_page() -> gr.Blocks:
                     label="Your question",
                     show_label=False,
                     container=False,
+                    interactive=True,
                     lines=1,
                     max_lines=8,
                 )
@@ -38,6 +40,7 @@ def build_page() -> gr.Blocks:
                         value="normal",
                         elem_id="effort",
                         label="How long to think",
+                        interactive=True,
                         container=False,
                     )
                     gr.Button("Send", variant="primary", elem_id="send")
@@ -47,11 +50,11 @@ def build_page() -> gr.Blocks:
 
 def mount_page(app: FastAPI) -> None:
     """Put the page at the root of the app."""
-    links = "".join(f'<link rel="stylesheet" href="/ponder/{name}?v={__version__}">' for name in _STYLES)
+    links = "".join(f'<link rel="stylesheet" href="/ponder/{name}?v={VERSION}">' for name in _STYLES)
     head = (
         f'<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">{links}'
         f'<link rel="icon" type="image/svg+xml" href="/ponder/favicon.svg">'
-        f'<script type="module" src="/ponder/ponder.js?v={__version__}"></script>'
+        f'<script type="module" src="/ponder/ponder.js?v={VERSION}"></script>'
     )
     gr.mount_gradio_app(
         app,

@@ -27,12 +27,12 @@ def test_a_question_is_reasoned_about_and_answered(in_world: InWorld) -> None:
         events = await world.follow(accepted.run_id)
         assert texts(events, "reasoning") == "First.\n\nSecond.\n"
         assert texts(events, "answer") == "Because."
-        assert html(events, "answer") == "<p>Because.</p>"
+        assert html(events, "answer") == '<p dir="auto">Because.</p>\n'
         assert events[-1].name == "done"
         assert events[-1].content["state"] == "done"
         answer = world.answer(accepted)
         assert (answer.text, answer.reasoning) == ("Because.", "First.\n\nSecond.\n")
-        assert answer.html == "<p>Because.</p>"
+        assert answer.html == '<p dir="auto">Because.</p>\n'
         assert answer.run is not None
         assert answer.run.usage["answer_tokens"] == 2
 

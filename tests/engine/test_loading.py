@@ -1,0 +1,242 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BitsAndBytesConfig
+
+from app.engine import demo, loading
+from app.engine.base import ReasoningFormat
+from app.engine.profiles import DEMO, QWQ, QWQ_PREVIEW, spec_for
+from app.engine.prompts import PromptEncoder
+from app.errors import ModelUnavailable
+from tests.engine.qwen import qwen_encoder, qwen_tokenizer
+from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+ROOMY = SimpleNamespace(max_position_embeddings=131_072)
+TINY_SPEC = spec_for("some/model", 0)
+
+
+def silent(_: str, __: float | None) -> None:
+    pass
+
+
+def test_auto_is_qwq_where_the_gpu_has_room_and_the_demo_else() -> None:
+    assert spec_for("auto", 22.0) is QWQ
+    assert spec_for("auto", 12.0) is DEMO
+    assert spec_for("qwq-32b-preview", 0.0) is QWQ_PREVIEW
+
+
+@pytest.mark.parametrize(
+    ("source", "like", "is_four_bit"),
+    [("Qwen/QwQ-32B", QWQ, True), ("unsloth/QwQ-32B-bnb-4bit", QWQ, True), ("Qwen/QwQ-32B-Preview", QWQ_PREVIEW, True)],
+)
+def test_other_copies_of_qwq_are_driven_like_it(source: str, like: object, is_four_bit: bool) -> None:
+    spec = spec_for(source, 0)
+    assert spec.reasoning is like.reasoning  # type: ignore[attr-defined]
+    assert (spec.source, spec.is_four_bit) == (source, is_four_bit)
+
+
+def test_qwqs_profile_has_every_field_of_its_card() -> None:
+    profile = loading.profile_of(QWQ, qwen_tokenizer("qwq-32b"), qwen_encoder("qwq-32b"), ROOMY, 32_768)  # type: ignore[arg-type]
+    sampling = profile.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.95, 40)
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.0, 1.0)
+    assert profile.reasoning.close_id == 151_668
+    assert profile.stop_ids == (151_643, 151_645)
+    assert profile.context_window == 32_768
+    assert profile.budgets == {"quick": 0, "normal": 8192, "deep": 24_576}
+
+
+def test_qwqs_closing_words_end_the_reasoning_in_tokens() -> None:
+    ids = qwen_encoder("qwq-32b").encode(QWQ.reasoning.closing)  # type: ignore[union-attr]
+    assert ids.count(151_668) == 1
+    assert qwen_tokenizer("qwq-32b").decode(ids).startswith("\n\nConsidering the limited time by the user")
+
+
+def test_a_tokenizer_without_the_close_token_is_refused_for_qwq() -> None:
+    name = "qwq-32b-preview"
+    with pytest.raises(ModelUnavailable, match="as one token"):
+        loading.profile_of(QWQ, qwen_tokenizer(name), qwen_encoder(name), ROOMY, 32_768)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("{{ m.content }}<think>\n", "close_token"),
+        ("{{ m.content }}<think>\n\n</think>\n", "tags"),
+        ("{{ m.content }}<|im_start|>assistant\n", "tags"),
+    ],
+)
+def test_the_format_of_an_unknown_model_is_found_in_its_template(template: str, kind: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
+    profile = loading.profile_of(TINY_SPEC, tokenizer, PromptEncoder(tokenizer), ROOMY, 4096)  # type: ignore[arg-type]
+    assert profile.reasoning.kind == kind
+
+
+def test_the_window_is_the_models_own_and_holds_the_budgets() -> None:
+    tokenizer = tiny_tokenizer()
+    small = SimpleNamespace(max_position_embeddings=1000)
+    profile = loading.profile_of(TINY_SPEC, tokenizer, PromptEncoder(tokenizer), small, 32_768)  # type: ignore[arg-type]
+    assert profile.context_window == 1000
+    assert max(profile.budgets.values()) == 750
+    assert profile.answer_reserve == 250
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ModelUnavailable, match="chat template"):
+        PromptEncoder(tokenizer)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_qwq_without_a_gpu_says_what_it_needs_and_what_to_do() -> None:
+    with pytest.raises(ModelUnavailable, match="needs a CUDA GPU with about 21 GiB") as refused:
+        loading.load_model(QWQ, "Qwen/QwQ-32B", ROOMY, silent)  # type: ignore[arg-type]
+    assert "PONDER_MODEL=demo" in str(refused.value.details["remedy"])
+
+
+def test_too_little_gpu_memory_is_said_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 * 2**30, 24 * 2**30))
+    with pytest.raises(ModelUnavailable, match=r"about 21 GiB of free GPU memory and 8\.0 GiB are free"):
+        loading.load_model(QWQ, "Qwen/QwQ-32B", ROOMY, silent)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_loaded_with_progress(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model"))
+    told: list[tuple[str, float | None]] = []
+    model = loading.load_model(TINY_SPEC, folder, loading.load_config(folder), lambda *step: told.append(step))
+    assert model.dtype == torch.float32
+    assert told[0] == ("Loading weights", 0.0)
+    assert told[-1] == ("Loading weights", 1.0)
+
+
+def test_a_checkpoint_saved_in_four_bits_is_loaded_in_four_bits(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    whole, quantized = save_tiny(tmp_path / "whole"), tmp_path / "quantized"
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(whole, quantization_config=how, device_map={"": "cpu"})
+    model.save_pretrained(quantized)
+    tiny_tokenizer().save_pretrained(quantized)
+    config = loading.load_config(str(quantized))
+    loaded = loading.load_model(TINY_SPEC, str(quantized), config, silent)
+    kind = type(loaded.model.layers[0].mlp.up_proj).__name__
+    assert kind == "Linear4bit"
+    assert loaded.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert torch.isfinite(loaded(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def overwritten(file: Path) -> None:
+    file.write_text("<html>Not Found</html>")
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut_off, overwritten, emptied])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = save_tiny(tmp_path / "model")
+    damage(folder / "model.safetensors")
+    with pytest.raises(ModelUnavailable, match=r"model/model\.safetensors"):
+        loading.load_tokenizer(str(folder))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", max_shard_size="20KB")
+    lost = sorted(folder.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ModelUnavailable, match=lost.name):
+        loading.load_tokenizer(str(folder))
+
+
+def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match=r"no config\.json"):
+        loading.load_tokenizer(str(tmp_path))
+
+
+def test_a_hub_id_that_cannot_be_reached_names_it_and_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnavailable, match="nobody/nothing") as refused:
+        loading.load_config("nobody/nothing")
+    assert "a folder with the model works without network" in str(refused.value.details["remedy"])
+
+
+# The demo model's conversion, with a tiny model in place of the 500 MB one
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Conversions that were made; each writes the tiny model."""
+    gguf = tmp_path / "package" / "tiny.gguf"
+    gguf.parent.mkdir()
+    gguf.write_bytes(b"gguf")
+    made: list[int] = []
+
+    def convert(_: Path, folder: Path) -> None:
+        made.append(1)
+        tiny_model().save_pretrained(folder)
+
+    monkeypatch.setattr(demo, "_packaged_gguf", lambda: gguf)
+    monkeypatch.setattr(demo, "_write", convert)
+    return made
+
+
+def test_the_demo_model_is_converted_once(tmp_path: Path, packaged: list[int]) -> None:
+    told: list[str] = []
+    folder = demo.demo_folder(tmp_path / "cache", told.append)
+    assert folder is not None
+    assert load_file(folder / "model.safetensors")
+    assert demo.demo_folder(tmp_path / "cache", told.append) == folder
+    assert len(packaged) == len(told) == 1
+
+
+def test_a_damaged_conversion_is_made_again(tmp_path: Path, packaged: list[int]) -> None:
+    folder = demo.demo_folder(tmp_path / "cache", lambda _: None)
+    assert folder is not None
+    cut_off(folder / "model.safetensors")
+    (tmp_path / "cache" / "demo-making-left").mkdir()
+    demo.demo_folder(tmp_path / "cache", lambda _: None)
+    assert len(packaged) == 2
+    assert json.loads((folder / "converted.json").read_text())["version"] == demo.CONVERTER_VERSION
+    assert list((tmp_path / "cache").glob("demo-making-*")) == []
+
+
+def test_a_full_disk_at_the_conversion_is_said_with_a_way_out_and_leaves_nothing(
+    tmp_path: Path, packaged: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: Path, folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "_write", fill)
+    with pytest.raises(ModelUnavailable, match="No space left on device") as refused:
+        demo.demo_folder(tmp_path / "cache", lambda _: None)
+    assert "PONDER_CACHE_DIR" in str(refused.value.details["remedy"])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["demo.lock"]
+    assert packaged == []
+
+
+def test_without_the_package_the_demo_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_PACKAGE", "no_such_package")
+    assert demo.demo_folder(tmp_path / "cache", lambda _: None) is None
+    assert DEMO.source == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert isinstance(DEMO.reasoning, ReasoningFormat)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
