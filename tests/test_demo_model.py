@@ -64,7 +64,8 @@ def test_the_demo_model_thinks_answers_remembers_and_survives_its_processs_death
         os.kill(pid, signal.SIGKILL)
         done = read_events(client, follow_up["run_id"])[-1]
         assert done["state"] == "failed"
-        assert done["error"]["code"] == "engine_failed"
+        # It was writing, or was being asked how many tokens the prompt has
+        assert done["error"]["code"] in ("engine_failed", "model_unavailable")
 
         wait_ready(client)
         body = {"text": "And of Spain?", "client_key": "the-third-key", "options": {"effort": "quick"}}
