@@ -54,7 +54,7 @@ class LocalEngine:
         self._tokenizer = tokenizer
         self._give = give
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._cancelled: set[str] = set()
+        self._waiting: set[str] = set()
         self._lock = threading.Lock()
         self._current = ""
         self._is_cancelled = threading.Event()
@@ -69,6 +69,8 @@ class LocalEngine:
 
     def add(self, request: Request) -> None:
         """Write it when the ones before are done."""
+        with self._lock:
+            self._waiting.add(request.id)
         self._requests.put(request)
 
     def cancel(self, request_id: str) -> None:
@@ -76,8 +78,7 @@ class LocalEngine:
         with self._lock:
             if request_id == self._current:
                 self._is_cancelled.set()
-            else:
-                self._cancelled.add(request_id)
+            self._waiting.discard(request_id)
 
     def close(self) -> None:
         """End what is being written, and the thread."""
@@ -89,8 +90,8 @@ class LocalEngine:
         while (request := self._requests.get()) is not None:
             with self._lock:
                 self._current = request.id
-                is_wanted = request.id not in self._cancelled
-                self._cancelled.discard(request.id)
+                is_wanted = request.id in self._waiting
+                self._waiting.discard(request.id)
                 self._is_cancelled.clear()
             self._give(self._write(request) if is_wanted else Finished(request.id, "cancelled"))
             with self._lock:

@@ -112,6 +112,13 @@ def test_a_waiting_request_that_is_cancelled_never_starts(desk: Desk) -> None:
     assert desk.read() == ([], Finished("second", "cancelled"))
 
 
+def test_cancelling_what_is_over_or_unknown_changes_nothing(desk: Desk) -> None:
+    desk.write()
+    desk.engine.cancel("r")
+    desk.engine.cancel("nobody")
+    assert desk.write()[1].reason == "length"
+
+
 def test_cancelling_in_the_prefill_ends_at_the_next_layer_and_the_next_request_is_right(desk: Desk) -> None:
     expected, _ = desk.write()
     layers = desk.model.model.layers
