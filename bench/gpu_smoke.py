@@ -64,7 +64,7 @@ class Desk:
     def write(self, prompt: tuple[int, ...], tokens: int, cancel_after_s: float | None = None) -> dict[str, object]:
         """One request: its ids, its times, its end."""
         start = time.perf_counter()
-        self.engine.add(Request("r", prompt, Sampling(temperature=0.0), (self.vocabulary - 1,), tokens))
+        self.engine.add(Request("r", prompt, Sampling(temperature=0.0), (), tokens))
         if cancel_after_s is not None:
             time.sleep(cancel_after_s)
             self.engine.cancel("r")
@@ -87,6 +87,7 @@ def _drive(name: str, desk: Desk, long_prompt: int) -> None:
     read = desk.write(desk.prompt(long_prompt, 3), 2)
     cancelled = desk.write(desk.prompt(long_prompt, 4), 2, cancel_after_s=0.02)
     after = desk.write(desk.prompt(64, 2), 64)
+    ended = f"{cancelled['end'].reason}, {len(cancelled['ids'])} tokens written"  # type: ignore[attr-defined,arg-type]
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     figures = {
         "linear layers": desk.kind,
@@ -95,7 +96,7 @@ def _drive(name: str, desk: Desk, long_prompt: int) -> None:
         "tokens/s, one stream": f"{short['rate']:.1f}",
         "going on: cached of prompt": f"{again['end'].usage.cached_tokens} of {again['end'].usage.prompt_tokens}",  # type: ignore[attr-defined]
         f"first token after {long_prompt:,} tokens, s": f"{read['first_s']:.3f}",
-        "cancel in that prefill, ms to the end": f"{cancelled['seconds'] * 1e3:.0f} ({cancelled['end'].reason})",  # type: ignore[attr-defined,operator]
+        "cancel in that prefill, ms to the end": f"{cancelled['seconds'] * 1e3:.0f} ({ended})",  # type: ignore[operator]
         "same tokens after the cancel": str(after["ids"] == short["ids"]),
     }
     for figure, reading in figures.items():

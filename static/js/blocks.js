@@ -1,14 +1,17 @@
 // A growing text of finished HTML blocks. Closed blocks are appended once and never touched again; only the tail, the
-// piece that is still being written, is replaced. All writing to the page happens in animation frames, a slice of
+// piece that is still being written, is replaced. Blocks stand in chunks of CHUNK, which the browser skips while they are
+// out of sight: skipping each block by itself would cost a look at thousands of them in every frame. All writing to the page happens in animation frames, a slice of
 // SLICE_MS each, so that a long replay does not freeze the page.
 
 import { element, fragment } from "./dom.js";
 
 const SLICE_MS = 10;
+const CHUNK = 40;
 
 export class Blocks {
   constructor(host) {
     this.host = host;
+    this.chunk = null;
     this.tail = null;
     this.work = [];
     this.nextTail = null;
@@ -35,6 +38,7 @@ export class Blocks {
     this.work = [];
     this.nextTail = null;
     this.tail = null;
+    this.chunk = null;
     this.host.replaceChildren();
     for (const trusted of blocks) this.block(trusted);
   }
@@ -66,8 +70,15 @@ export class Blocks {
   }
 
   put(made) {
-    if (this.tail) this.host.insertBefore(made, this.tail);
-    else this.host.append(made);
+    const goesOn = made.firstElementChild?.classList.contains("cont");
+    if (!this.chunk || (this.chunk.childElementCount >= CHUNK && !goesOn)) this.openChunk();
+    this.chunk.append(made);
+  }
+
+  openChunk() {
+    this.chunk?.classList.add("full");
+    this.chunk = element("div", { className: "chunk" });
+    this.host.insertBefore(this.chunk, this.tail);
   }
 
   replaceTail() {

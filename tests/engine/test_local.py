@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from app.engine.base import Delta, Finished, Request, Sampling
+from app.engine import local
+from app.engine.base import Delta, Finished, Request, Sampling, Usage
 from app.engine.local import LocalEngine
 from tests.engine.tiny import tiny_model, tiny_tokenizer
 
@@ -15,10 +17,10 @@ WAIT_S = 60
 
 
 class Desk:
-    """A local engine over the tiny model, and what it gave."""
+    """A local engine over the tiny model (or another), and what it gave."""
 
-    def __init__(self) -> None:
-        self.model = tiny_model()
+    def __init__(self, model: PreTrainedModel | None = None) -> None:
+        self.model = model or tiny_model()
         self.given: queue.Queue[Delta | Finished] = queue.Queue()
         self.engine = LocalEngine(self.model, tiny_tokenizer(), self.given.put)
 
@@ -138,15 +140,88 @@ def test_cancelling_in_the_prefill_ends_at_the_next_layer_and_the_next_request_i
     assert desk.write()[0] == expected
 
 
-def test_numbers_that_are_none_fail_that_request_alone(desk: Desk) -> None:
-    good = desk.model.lm_head.weight.detach().clone()
-    with torch.no_grad():
-        desk.model.lm_head.weight.fill_(float("nan"))
-    _, finished = desk.write()
+def test_a_prompt_read_in_pieces_gives_the_same_tokens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = desk.write()
+    monkeypatch.setattr(local, "_PREFILL_TOKENS", 7)
+    pieces = Desk()
+    assert pieces.write()[0] == whole
+    other = (*PROMPT[:9], *range(100, 120))
+    again, finished = pieces.write(other)
+    pieces.engine.close()
+    assert again == desk.write(other)[0]
+    assert finished.usage.cached_tokens == 9
+
+
+def test_cancelling_between_two_pieces_keeps_what_was_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_PREFILL_TOKENS", 8)
+    layer = desk.model.model.layers[-1]
+    hook = layer.register_forward_hook(lambda *_: desk.engine.cancel("r"))
+    assert desk.write()[1].reason == "cancelled"
+    hook.remove()
+    ids, finished = desk.write()
+    assert finished.usage.cached_tokens == 8
+    fresh = Desk()
+    assert fresh.write()[0] == ids
+    fresh.engine.close()
+
+
+def test_a_model_with_a_sliding_window_reads_each_prompt_whole_and_goes_on() -> None:
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_window_layers": 1}
+    config = Qwen2Config(
+        vocab_size=320, hidden_size=32, intermediate_size=64, use_sliding_window=True, sliding_window=16, **shape
+    )
+    desk = Desk(Qwen2ForCausalLM(config).eval())
+    first, _ = desk.write()
+    again, finished = desk.write()
+    desk.engine.close()
+    assert again == first
+    assert (finished.reason, finished.usage.cached_tokens) == ("length", 0)
+
+
+@pytest.mark.parametrize("prompt", [(), (40, 320), (40, -1)])
+def test_token_ids_that_the_model_does_not_have_never_reach_it(desk: Desk, prompt: tuple[int, ...]) -> None:
+    _, finished = desk.write(prompt)
+    assert finished.reason == "failed"
+    assert "token ids" in finished.problem
+    assert desk.write()[1].reason == "length"
+
+
+def test_without_stop_ids_only_the_length_ends_it(desk: Desk) -> None:
+    ids, _ = desk.write()
+    desk.engine.add(Request("r", PROMPT, GREEDY, (), 20))
+    assert desk.read() == (ids, Finished("r", "length", Usage(30, 20, 29)))
+
+
+def test_no_room_to_write_is_the_end_at_once(desk: Desk) -> None:
+    assert desk.write(tokens=0)[1].reason == "length"
+
+
+def test_closing_ends_what_is_written_and_what_waits() -> None:
+    desk = Desk()
+    for name in "abc":
+        desk.add(tokens=400, name=name)
+    desk.given.get(timeout=WAIT_S)
+    desk.engine.close()
+    assert [desk.read()[1].reason for _ in range(3)] == ["cancelled"] * 3
+
+
+def test_it_tells_how_long_the_model_takes_for_a_layer(desk: Desk) -> None:
+    seen: list[float] = []
+    desk.model.model.layers[0].register_forward_hook(lambda *_: seen.append(desk.engine.stuck_s))
+    assert desk.engine.stuck_s == 0
+    desk.write(tokens=2)
+    assert all(0 < stuck_s < WAIT_S for stuck_s in seen)
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.6)])
+def test_numbers_that_are_none_fail_that_request_alone(desk: Desk, bad: str, sampling: Sampling) -> None:
+    hook = desk.model.lm_head.register_forward_hook(lambda *given: torch.full_like(given[2], float(bad)))
+    _, finished = desk.write(sampling=sampling)
+    hook.remove()
     assert finished.reason == "failed"
     assert "NaN" in finished.problem
-    with torch.no_grad():
-        desk.model.lm_head.weight.copy_(good)
     assert desk.write()[1].reason == "length"
 
 
