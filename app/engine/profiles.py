@@ -3,6 +3,7 @@
 Knows no torch: what only a loaded tokenizer or configuration can tell is filled in by `loading`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,16 +117,41 @@ def spec_for(setting: str, free_gpu_gib: float) -> ModelSpec:
         return QWQ if free_gpu_gib >= QWQ.least_gpu_gib else DEMO
     if setting in KNOWN:
         return KNOWN[setting]
-    name = Path(setting).name if Path(setting).is_dir() else setting
-    plain = name.rsplit("/", 1)[-1].lower()
-    like = QWQ_PREVIEW if plain.startswith("qwq-32b-preview") else QWQ if plain.startswith("qwq-32b") else None
+    folder = Path(setting).expanduser()
+    is_folder = folder.is_dir()
+    name = folder.resolve().name if is_folder else setting
+    named = _named_like(name.rsplit("/", 1)[-1].lower())
+    like = named or (_built_like(folder) if is_folder else None)
     return ModelSpec(
         name=name,
-        source=setting,
-        title=name,
+        source=str(folder) if is_folder else setting,
+        title=like.title if like and not named else name,
         about=like.about if like else "A model of the operator's choice.",
         reasoning=like.reasoning if like else None,
         system_prompt=like.system_prompt if like else "",
         is_four_bit=like is not None,
         least_gpu_gib=like.least_gpu_gib if like else 0.0,
     )
+
+
+def _named_like(name: str) -> ModelSpec | None:
+    """The QwQ that a copy's name tells of: "qwq-32b-preview-bnb-4bit", "qwq-32b"."""
+    return QWQ_PREVIEW if name.startswith("qwq-32b-preview") else QWQ if name.startswith("qwq-32b") else None
+
+
+def _built_like(folder: Path) -> ModelSpec | None:
+    """The QwQ whose shape and chat template a folder of any name holds, such as a snapshot in the Hub's cache."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        shape = tuple(config.get(key) for key in ("model_type", "hidden_size", "num_hidden_layers"))
+        in_a_file = folder / "chat_template.jinja"
+        settings = folder / "tokenizer_config.json"
+        template = in_a_file.read_text() if in_a_file.exists() else json.loads(settings.read_text())["chat_template"]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None  # what is wrong with the folder is said when it is loaded
+    if shape != ("qwen2", 5120, 64) or not isinstance(template, str):
+        return None
+    # A template's source writes a line break as two characters
+    if "<|im_start|>assistant\\n<think>" in template:
+        return QWQ
+    return QWQ_PREVIEW if QWQ_PREVIEW.system_prompt in template else None

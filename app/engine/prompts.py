@@ -45,13 +45,19 @@ class PromptEncoder:
             raise ModelUnavailable("This model's chat template leaves messages out; it cannot be used for a chat.")
         marks = re.compile(secret + r"m\d+m")
         ids: list[int] = []
+        piece: list[str] = []
         end = 0
-        for control in self._control.finditer(rendered):
-            ids += self._encode_plain(marks.sub(lambda mark: texts[mark[0]], rendered[end : control.start()]))
-            ids.append(self._control_ids[control[0]])
-            end = control.end()
-        ids += self._encode_plain(marks.sub(lambda mark: texts[mark[0]], rendered[end:]))
-        return tuple(ids)
+        # Marks come first: were a digit a control token of some model, it must not cut a mark in two
+        for found in re.finditer(f"{marks.pattern}|{self._control.pattern}", rendered):
+            piece.append(rendered[end : found.start()])
+            end = found.end()
+            if marks.fullmatch(found[0]):
+                piece.append(texts[found[0]])
+                continue
+            ids += self._encode_plain("".join(piece))
+            ids.append(self._control_ids[found[0]])
+            piece = []
+        return (*ids, *self._encode_plain("".join(piece) + rendered[end:]))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of our own words; control tokens in them are control tokens."""
@@ -59,7 +65,8 @@ class PromptEncoder:
 
     def generation_prompt(self) -> str:
         """What the template puts in front of the assistant's first word."""
-        return self._render([("user", "x")]).rpartition("x")[2]
+        mark = secrets.token_hex(16)
+        return self._render([("user", mark)]).rpartition(mark)[2]
 
     def _render(self, messages: list[tuple[str, str]]) -> str:
         rendered = self._tokenizer.apply_chat_template(

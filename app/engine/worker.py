@@ -45,8 +45,9 @@ _log = logging.getLogger("app.engine.worker")
 class Worker:
     """One model and one connection. The loading thread and the engine's thread hand over through `_collect`."""
 
-    def __init__(self, model: str, cache_dir: Path, max_context_tokens: int) -> None:
+    def __init__(self, model: str, cache_dir: Path, max_context_tokens: int, silence_s: float) -> None:
         self._model = model
+        self._silence_s = silence_s
         self._cache_dir = cache_dir
         self._max_context_tokens = max_context_tokens
         self._status = EngineStatus("starting", "Starting the model process")
@@ -131,6 +132,9 @@ class Worker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_written.wait(), _SIGN_OF_LIFE_S)
             self._has_written.clear()
+            if self._engine is not None and self._engine.stuck_s > self._silence_s:
+                _log.error("the model has not moved for %d s; ending this process", self._silence_s)
+                os._exit(1)  # a thread that hangs in a kernel can be ended no other way
             with self._lock:
                 events, self._deltas = self._deltas, []
             self._send(_coalesced(events))
@@ -167,6 +171,7 @@ class Worker:
 
         spec = spec_for(self._model, loading.free_gpu_gib())
         source = spec.source
+        loading.require_room(spec)
         if spec.is_demo:
             source = str(demo_folder(self._cache_dir, lambda stage: self._tell(stage, None)) or source)
         self._tell("Loading the tokenizer", None)
@@ -177,7 +182,7 @@ class Worker:
         self._encoder = encoder
         self._tell("Loading weights", 0.0)
         model = loading.load_model(spec, source, config, self._tell)
-        self._engine = LocalEngine(model, tokenizer, self._collect)
+        self._engine = LocalEngine(model, tokenizer, self._collect, lambda: os._exit(1))
         _log.info("%s is ready", spec.title)
         self._tell_status(EngineStatus("ready"))
 
@@ -224,11 +229,12 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--cache-dir", type=Path, required=True)
     parser.add_argument("--max-context-tokens", type=int, required=True)
+    parser.add_argument("--silence-s", type=float, required=True)
     parser.add_argument("--parent", type=int, required=True)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _end_with_parent(given.parent)
-    Worker(given.model, given.cache_dir, given.max_context_tokens).run(given.socket)
+    Worker(given.model, given.cache_dir, given.max_context_tokens, given.silence_s).run(given.socket)
     # Threads of torch and of the loading may hang in native code; nothing is left to save
     os._exit(0)
 

@@ -56,15 +56,20 @@ export class Panel {
     this.onToggle(false);
   }
 
-  /** Show a message's live reasoning; opens by itself unless it was closed by hand. */
+  /** Hold a message's live reasoning from now on. */
   startLive(owner, onAnswerNow) {
     this.clear(owner);
     this.onAnswerNow = () => {
       this.answerNow.disabled = true;
       onAnswerNow();
     };
-    this.opensItself = !this.wasClosedByHand && !this.isOpen;
-    if (!this.wasClosedByHand) this.open();
+  }
+
+  /** The model begins to reason: open, unless the person closed the panel before. */
+  appear() {
+    if (this.wasClosedByHand || this.isOpen) return;
+    this.opensItself = true;
+    this.open();
   }
 
   /** The reasoning is over: where the panel covers the answer, and came by itself, it goes. */

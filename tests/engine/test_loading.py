@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig
 
@@ -14,7 +15,7 @@ from app.engine.base import ReasoningFormat
 from app.engine.profiles import DEMO, QWQ, QWQ_PREVIEW, spec_for
 from app.engine.prompts import PromptEncoder
 from app.errors import ModelUnavailable
-from tests.engine.qwen import qwen_encoder, qwen_tokenizer
+from tests.engine.qwen import DATA, qwen_encoder, qwen_tokenizer
 from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROOMY = SimpleNamespace(max_position_embeddings=131_072)
@@ -39,6 +40,34 @@ def test_other_copies_of_qwq_are_driven_like_it(source: str, like: object, is_fo
     spec = spec_for(source, 0)
     assert spec.reasoning is like.reasoning  # type: ignore[attr-defined]
     assert (spec.source, spec.is_four_bit) == (source, is_four_bit)
+
+
+@pytest.mark.parametrize("name", ["qwq-32b", "qwq-32b-preview"])
+@pytest.mark.parametrize("is_template_in_a_file", [True, False])
+def test_a_folder_of_any_name_with_qwqs_files_is_driven_like_it(
+    tmp_path: Path, name: str, is_template_in_a_file: bool
+) -> None:
+    folder = tmp_path / "3f9a27c1"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "qwen2", "hidden_size": 5120, "num_hidden_layers": 64})
+    )
+    template = (DATA / f"{name}.jinja").read_text()
+    if is_template_in_a_file:
+        (folder / "chat_template.jinja").write_text(template)
+    else:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    spec, like = spec_for(str(folder), 0), {"qwq-32b": QWQ, "qwq-32b-preview": QWQ_PREVIEW}[name]
+    assert (spec.reasoning, spec.system_prompt) == (like.reasoning, like.system_prompt)
+    assert (spec.title, spec.source, spec.is_four_bit) == (like.title, str(folder), True)
+
+
+def test_a_folder_of_another_shape_is_no_qwq(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text((DATA / "qwq-32b.jinja").read_text())
+    assert spec_for(str(folder), 0).reasoning is None
+    (folder / "config.json").write_text("{")
+    assert spec_for(str(folder), 0).reasoning is None
 
 
 def test_qwqs_profile_has_every_field_of_its_card() -> None:
@@ -107,6 +136,28 @@ def test_too_little_gpu_memory_is_said_with_both_numbers(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 * 2**30, 24 * 2**30))
     with pytest.raises(ModelUnavailable, match=r"about 21 GiB of free GPU memory and 8\.0 GiB are free"):
         loading.load_model(QWQ, "Qwen/QwQ-32B", ROOMY, silent)  # type: ignore[arg-type]
+
+
+def test_weights_larger_than_the_gpu_are_said_with_both_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 24 * 2**30))
+    config = loading.load_config(str(folder))
+    config.dtype = torch.bfloat16
+    with pytest.raises(ModelUnavailable, match=r"need 0\.0 GiB of GPU memory and 0\.0 GiB are free"):
+        loading.load_model(TINY_SPEC, str(folder), config, silent)
+
+
+def test_a_download_is_told_in_bytes_and_nothing_else_of_the_hubs_bars() -> None:
+    told: list[tuple[str, float | None]] = []
+    with loading._Progress(lambda *step: told.append(step)) as bar:
+        for desc, unit in (("Fetching 17 files", "it"), ("Downloading bytes", "B"), ("Reconstructing", "B")):
+            with bar(desc=desc, unit=unit, total=0) as one:
+                one.total += 200
+                one.update(50)
+    assert told == [("Downloading the model", 0.25)]
 
 
 def test_a_folder_is_loaded_with_progress(tmp_path: Path) -> None:
@@ -231,6 +282,33 @@ def test_a_full_disk_at_the_conversion_is_said_with_a_way_out_and_leaves_nothing
         demo.demo_folder(tmp_path / "cache", lambda _: None)
     assert "PONDER_CACHE_DIR" in str(refused.value.details["remedy"])
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["demo.lock"]
+    assert packaged == []
+
+
+@pytest.mark.parametrize("error", [SafetensorError, Exception])
+def test_a_full_disk_is_known_from_the_libraries_own_errors_too(
+    tmp_path: Path, packaged: list[int], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fill(*_: Path) -> None:
+        raise error("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(demo, "_write", fill)
+    with pytest.raises(ModelUnavailable, match=r"could not be written to .*cache: .*No space left") as refused:
+        demo.demo_folder(tmp_path / "cache", lambda _: None)
+    assert "PONDER_CACHE_DIR" in str(refused.value.details["remedy"])
+    assert packaged == []
+
+
+def test_a_damaged_package_is_named_with_a_way_out(
+    tmp_path: Path, packaged: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Path) -> None:
+        raise ValueError("GGUF magic invalid")
+
+    monkeypatch.setattr(demo, "_write", stumble)
+    with pytest.raises(ModelUnavailable, match=r"tiny\.gguf could not be read .* magic invalid") as refused:
+        demo.demo_folder(tmp_path / "cache", lambda _: None)
+    assert "--force-reinstall" in str(refused.value.details["remedy"])
     assert packaged == []
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -139,11 +140,56 @@ def test_a_missing_folder_is_said_and_not_tried_again(settings: Settings) -> Non
     talk(settings.model_copy(update={"model": "/no/such/model"}), body)
 
 
-def test_a_process_that_keeps_dying_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module.sys, "executable", "/bin/false")
+@pytest.mark.parametrize(("program", "how"), [("/bin/false", "exit status 1"), ("/no/such/python", "it did not start")])
+def test_a_process_that_keeps_dying_is_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, program: str, how: str
+) -> None:
+    monkeypatch.setattr(process_module.sys, "executable", program)
 
     async def body(there: Talk) -> None:
         await there.until(lambda: there.engine.status.state == "failed")
-        assert "3 times in a row" in there.engine.status.problem
+        assert f"3 times in a row before it was ready ({how})" in there.engine.status.problem
 
     talk(settings, body)
+
+
+def test_a_temp_folder_with_a_long_name_is_not_used_for_the_socket(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
+    (tmp_path / ("long" * 30)).mkdir()
+
+    async def body(there: Talk) -> None:
+        await there.until(lambda: bool(there.statuses))
+        assert there.statuses[0].stage == "Starting torch"
+
+    talk(settings, body)
+
+
+def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert process_module._absolute("models/mine") == process_module._absolute("~/models/mine")
+    assert process_module._absolute("models/mine") == str(tmp_path / "models" / "mine")
+    assert process_module._absolute("Qwen/QwQ-32B") == "Qwen/QwQ-32B"
+
+
+def test_a_process_that_hangs_is_ended_and_started_again(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_GOODBYE_S", 0.1)
+
+    async def body(there: Talk) -> None:
+        await there.ready()
+        pid = there.engine.pid
+        assert pid is not None
+        # Counts from the next frame on
+        there.engine._silence_s = 3.0
+        there.add("before", 1)
+        await there.until(lambda: "before" in there.finished)
+        there.add("hangs", 480)
+        os.kill(pid, signal.SIGSTOP)
+        await there.until(lambda: "hangs" in there.finished)
+        assert there.finished["hangs"].reason in ("failed", "length", "stop")
+        await there.until(lambda: there.engine.status.state == "starting" and not _is_alive(pid))
+
+    talk(tiny, body)
