@@ -19,8 +19,9 @@ class TokenStreamer(TextIteratorStreamer):
     """A TextIteratorStreamer whose items are (token id, text).
 
     The text is what became whole characters with this token: "" while bytes are missing, and for special tokens.
-    Bytes that never become a character are given out as one replacement character; such bytes at the very end are
-    left out. `put` is called by `generate`, with the prompt first; iterate from another thread.
+    Bytes that never become a character are given out as replacement characters, and what follows them is whole; such
+    bytes at the very end are left out. `put` is called by `generate`, with the prompt first; iterate from another
+    thread.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, timeout: float | None = None) -> None:
@@ -54,20 +55,22 @@ class TokenStreamer(TextIteratorStreamer):
         return self
 
     def _text_of(self, token_id: int) -> str:
+        self._pending.append(token_id)
+        text: str | None = None
+        is_broken = len(self._pending) > _MOST_PENDING
         try:
-            text: str | None = self._stream.step(self._backend, token_id)
+            text = self._stream.step(self._backend, token_id)
         except Exception:  # the library raises its bare Exception for bytes that fit no character
-            self._start_anew()
-            return "\N{REPLACEMENT CHARACTER}"
+            is_broken = True
         if text is not None:
             self._pending.clear()
             return text
-        self._pending.append(token_id)
-        if len(self._pending) <= _MOST_PENDING:
+        if not is_broken:
             return ""
-        broken = self._backend.decode(self._pending, skip_special_tokens=True)
+        # What waits longest is given up; a whole character may stand behind it
+        first, *rest = self._pending
         self._start_anew()
-        return broken
+        return self._backend.decode([first], skip_special_tokens=True) + "".join(map(self._text_of, rest))
 
     def _start_anew(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)

@@ -12,7 +12,16 @@ from typing import Any
 
 from app.config import Settings
 from app.engine.base import Delta, Engine, EngineEvent, EngineStatus, Finished, Message
-from app.errors import BadRequest, ConversationBusy, EmptyText, PonderError, QueueFull, StorageFailed, TextTooLarge
+from app.errors import (
+    BadRequest,
+    ConversationBusy,
+    EmptyText,
+    ModelUnavailable,
+    PonderError,
+    QueueFull,
+    StorageFailed,
+    TextTooLarge,
+)
 from app.history.store import OPEN_STATES, Accepted, Run, Store, StoredMessage, branch
 from app.reasoning.window import FittedPrompt, fit
 from app.runs.live import LiveRun, Options, Order, run_of, unavailable
@@ -263,7 +272,12 @@ class RunService:
         if profile is None:
             return None
         system = options.system_prompt if options.system_prompt is not None else profile.system_prompt
-        return await fit(self._engine, profile, system, told)
+        try:
+            return await fit(self._engine, profile, system, told)
+        except ModelUnavailable:
+            if self._engine.status.state == "ready":
+                raise
+            return None  # its process is being started again; the run waits for it
 
     def _as_accepted(self, accepted: Accepted) -> AcceptedRun:
         live = self._live.get(accepted.run_id)

@@ -1,6 +1,7 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from app.engine.streamer import TokenStreamer
 from tests.engine.tiny import tiny_tokenizer
@@ -58,3 +59,15 @@ def test_bytes_that_are_no_character_do_not_stop_the_stream() -> None:
 def test_special_tokens_have_no_text_and_the_think_tag_has_its_own() -> None:
     special, think = TOKENIZER.convert_tokens_to_ids(["<|im_end|>", "</think>"])
     assert stream([think, special, *ids_of("x")]) == [(think, "</think>"), (special, ""), *stream(ids_of("x"))]
+
+
+_PIECES = [b"\x80", b"\xff", b"\xe2", b"\xf0\x9f", "🙂".encode(), "é".encode(), "你".encode(), b"a"]
+
+
+@given(st.lists(st.one_of(st.sampled_from(_PIECES), st.binary(max_size=3)), max_size=8).map(b"".join))
+def test_nothing_whole_is_lost_among_bytes_that_are_no_character(written: bytes) -> None:
+    shown = bytes_to_unicode()
+    ids = TOKENIZER.convert_tokens_to_ids([shown[byte] for byte in written + b"."])
+    streamed = "".join(piece for _, piece in stream(ids))
+    # How many replacement characters stand for broken bytes is a matter of taste
+    assert streamed.replace("\ufffd", "") == (written + b".").decode(errors="replace").replace("\ufffd", "")

@@ -210,6 +210,23 @@ def test_a_message_sent_while_the_model_loads_is_answered_when_it_is_ready(in_wo
     in_world(body)
 
 
+def test_a_message_sent_while_the_model_process_is_restarted_waits_for_it(in_world: InWorld) -> None:
+    async def body(world: World) -> None:
+        encode = world.engine.prompt
+
+        async def gone(_: object) -> tuple[int, ...]:
+            raise ModelUnavailable("The model process is not running.")
+
+        world.engine.prompt = gone  # type: ignore[assignment, method-assign]
+        world.engine.become(EngineStatus("starting", "Starting it again"))
+        accepted = await world.send()
+        world.engine.prompt = encode  # type: ignore[method-assign]
+        world.engine.become(EngineStatus("ready"))
+        assert (await world.until(accepted.run_id, "done")).content["state"] == "done"
+
+    in_world(body)
+
+
 def test_a_model_that_cannot_be_loaded_fails_those_who_wait_and_refuses_the_next(in_world: InWorld) -> None:
     async def body(world: World) -> None:
         world.engine.become(EngineStatus("loading"))
