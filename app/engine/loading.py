@@ -191,7 +191,11 @@ def _require_fit(source: str, config: PretrainedConfig) -> None:
     """A folder whose weights stay as they are saved, in 16 or 4 bits, is no larger than the GPU's free memory."""
     if getattr(config, "dtype", None) not in (torch.bfloat16, torch.float16):
         return
-    needed = sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) / 2**30
+    folder = Path(source)
+    index = folder / "model.safetensors.index.json"
+    # Beside these a folder may hold the same weights in another layout
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    needed = sum((folder / name).stat().st_size for name in names if (folder / name).exists()) / 2**30
     free = free_gpu_gib()
     if needed > free:
         raise ModelUnavailable(

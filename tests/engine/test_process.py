@@ -1,6 +1,9 @@
 import asyncio
 import os
+import select
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -193,3 +196,30 @@ def test_a_process_that_hangs_is_ended_and_started_again(tiny: Settings, monkeyp
         await there.until(lambda: there.engine.status.state == "starting" and not _is_alive(pid))
 
     talk(tiny, body)
+
+
+_APP = """
+import asyncio, sys
+from app.config import Settings
+from app.engine.process import EngineProcess
+
+async def main():
+    engine = EngineProcess(Settings(model="/no/such/model"))
+    await engine.start()
+    async for _ in engine.events():
+        print(engine.pid, flush=True)
+        await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+def test_the_process_ends_with_an_app_that_is_killed() -> None:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", _APP], cwd=root, stdout=subprocess.PIPE) as app:
+        assert app.stdout is not None
+        end_of_worker = os.pidfd_open(int(app.stdout.readline()))
+        app.kill()
+    # Readable once the process has ended
+    assert select.select([end_of_worker], [], [], 60)[0]
+    os.close(end_of_worker)

@@ -240,7 +240,8 @@ def test_every_response_carries_the_security_headers(client: Client, path: str) 
 @pytest.mark.parametrize(
     "path",
     [
-        "/docs", "/openapi.json", "/gradio_api/upload", "/gradio_api/queue/join", "/gradio_api/queue/data",
+        "/docs", "/openapi.json", "/gradio_api/upload", "/gradio_api/heartbeat/x",
+        "/gradio_api/queue/join", "/gradio_api/queue/data",
         "/gradio_api/file=/etc/passwd", "/gradio_api/runs", "/login", "/monitoring",
         "/ponder/../app.py", "/ponder/%2e%2e/app.py", "/ponder/..%2fapp.py", "/gradio_api/proxy=http://x/",
     ],
