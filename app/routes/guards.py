@@ -37,7 +37,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MOST_BODY_BYTES = 2 * 1024 * 1024
 # Without handlers Gradio's page needs neither its queue nor its heartbeat, which would hold a connection open
 _OPEN_PATHS = re.compile(
-    r"/(?:$|api/|ponder/|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/(?:heartbeat/|info$))"
+    r"/(?:$|api/|ponder/|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/info$)"
 )
 
 
