@@ -244,6 +244,7 @@ class LiveRun:
         self.transcript.write(step.written)
         if self._clock.answered is None and self._course is not None and not self._course.is_thinking:
             self._clock.answered = time.monotonic()
+            self.transcript.close_reasoning()
         for note in step.notes:
             self._note(note)
         if step.completion is not None:

@@ -54,6 +54,12 @@ class Transcript:
         for name in _CHANNELS:
             self._close(name, self.channels[name].renderer.finish())
 
+    def close_reasoning(self) -> None:
+        """The answer begins: the reasoning's last piece is whole, so that notes come behind it."""
+        channel = self.channels["reasoning"]
+        channel.is_tail_old = False
+        self._close("reasoning", channel.renderer.finish())
+
     def show_tails(self) -> None:
         """Show the open pieces as they are now; costs nothing where nothing changed."""
         for name, channel in self.channels.items():

@@ -136,6 +136,10 @@ def test_answer_now_has_the_answer_written_from_the_reasoning_so_far(in_world: I
         assert answer.reasoning.endswith(f"{CLOSING_WORDS}\n")
         assert "more" not in answer.reasoning
         assert [note["kind"] for note in done.content["notes"]] == ["answer_now"]
+        events = await world.follow(accepted.run_id)
+        blocks = [e.seq or 0 for e in events if e.name == "block" and e.content["channel"] == "reasoning"]
+        (note,) = [e.seq or 0 for e in events if e.name == "note"]
+        assert max(blocks) < note
         second = world.engine.requests[1]
         assert world.engine.decoded(second.prompt).endswith(f"line two\n\n\n{CLOSING_WORDS}\n{CLOSE}\n\n")
 
