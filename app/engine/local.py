@@ -28,7 +28,7 @@ from app.engine.base import Delta, Finished, FinishReason, Request, Sampling, Us
 from app.engine.streamer import TokenStreamer
 
 # Bounds what a long prompt holds in memory at once, and how much a GPU has queued when a cancel comes
-_PREFILL_TOKENS = 2048
+_PREFILL_TOKENS = 4096
 _log = logging.getLogger(__name__)
 Give = Callable[[Delta | Finished], None]
 
@@ -54,8 +54,8 @@ class LocalEngine:
     sliding window, read every prompt whole.)
 
     `cancel` is heard before every layer of every forward pass. While decoding it takes effect within the token. A
-    prefill is read in pieces of 2,048 tokens: a CPU stops at the next layer, and a GPU finishes at most the kernels
-    that were already queued, which is one piece. What was read stays in the cache.
+    prefill is read in pieces of `_PREFILL_TOKENS`: a CPU stops at the next layer, and a GPU finishes at most the
+    kernels that were already queued, which is one piece. What was read stays in the cache.
 
     `on_lost` is called, from the same thread, when the GPU can no longer be used by this process.
     """
