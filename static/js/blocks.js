@@ -43,12 +43,6 @@ export class Blocks {
     for (const trusted of blocks) this.block(trusted);
   }
 
-  dispose() {
-    cancelAnimationFrame(this.frame);
-    this.frame = 0;
-    this.work = [];
-  }
-
   schedule() {
     if (!this.frame) this.frame = requestAnimationFrame(() => this.write());
   }

@@ -19,7 +19,6 @@ export function button(text, onclick, options = {}) {
 const PATHS = {
   menu: "M4 6h16M4 12h16M4 18h16",
   close: "M6 6l12 12M18 6L6 18",
-  copy: "M9 9h10v11H9zM5 15V4h10",
   bin: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   panel: "M4 5h16v14H4zM14 5v14",
   down: "M12 5v14M6 13l6 6 6-6",
