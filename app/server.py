@@ -53,8 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     # uvicorn raises the signal that ended it once more; ending on request is no failure
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: None)
-    server.run()
-    return 0 if server.started else 1
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's word for a port it cannot have; its log line says which error
+        sys.stderr.write(
+            f"Ponder cannot listen on {settings.host}:{settings.port}. Is it running already? "
+            "Choose another port with --port or PONDER_PORT.\n"
+        )
+        return 1
+    return 0
 
 
 def _build(settings: Settings) -> _Server:
