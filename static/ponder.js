@@ -2,99 +2,108 @@
 // only reads it, and may be closed and opened again at any time.
 
 import { api, ApiError, newKey } from "./js/api.js";
+import { Composer } from "./js/composer.js";
 import { noticeAccepted } from "./js/dialogs.js";
-import { button, copyText, drawn, element, iconButton } from "./js/dom.js";
+import { copyText, drawn, element, flash, iconButton, isNarrow, isPhone } from "./js/dom.js";
 import { Follow } from "./js/follow.js";
+import { LiveRun } from "./js/live.js";
 import { Panel } from "./js/panel.js";
-import { RunReader } from "./js/reader.js";
 import { Sidebar } from "./js/sidebar.js";
-import { AnswerView, branch, questionView } from "./js/thread.js";
+import { TEXT } from "./js/texts.js";
+import { AnswerView, branch, isOpen, questionView, wholeCode } from "./js/thread.js";
+import { absence, Welcome } from "./js/welcome.js";
 
-const EXAMPLES = [
-  "How many r in strawberry.",
-  "Prove that the square root of 2 is irrational.",
-  "A bat and a ball cost $1.10 together. The bat costs $1 more than the ball. What does the ball cost?",
-  "Write a Python function that finds the longest palindrome in a string, and say how fast it is.",
-];
 const MODEL_POLL_MS = 1000;
+const READY_POLL_MS = 15_000;
+const FIRST_RETRY_MS = 500;
+const MOST_RETRY_MS = 10_000;
 
 class Page {
   async start() {
-    const parts = ["shell", "sidebar", "new-chat", "conversations", "model-card", "chat", "thread", "composer", "effort", "send", "reasoning"];
-    const found = await Promise.all(parts.map((id) => drawn(`#${id}`)));
-    parts.forEach((id, index) => (this[id.replace(/-(.)/g, (_, letter) => letter.toUpperCase())] = found[index]));
-    this.input = await drawn("#question textarea");
+    const ids = ["shell", "sidebar", "new-chat", "conversations", "model-card", "chat", "thread", "composer", "effort", "send", "reasoning"];
+    const found = await Promise.all(ids.map((id) => drawn(`#${id}`)));
+    const parts = Object.fromEntries(ids.map((id, index) => [id, found[index]]));
+    parts.input = await drawn("#question textarea");
+    /** Unsent text by conversation id; null is the new chat. */
     this.drafts = new Map();
-    this.conversation = null;
+    this.shownId = null;
+    /** Counts what is shown: an answer to a request of an earlier visit comes too late. */
+    this.visit = 0;
+    this.retryMs = FIRST_RETRY_MS;
     this.answers = [];
-    this.build();
+    this.build(parts);
     this.bind();
     this.watchModel();
-    await this.list.refresh();
+    this.list.refresh();
     await this.route();
     document.body.classList.add("ponder-ready");
   }
 
-  build() {
-    this.panel = new Panel(this.reasoning, this.shell, (isOpen) => this.panelToggle?.setAttribute("aria-expanded", String(isOpen)));
-    this.list = new Sidebar(this.sidebar, this.conversations, this.modelCard, {
+  build(parts) {
+    Object.assign(this, { shell: parts.shell, chat: parts.chat, newChat: parts["new-chat"], thread: parts.thread });
+    this.panel = new Panel(parts.reasoning, this.shell, () => this.onPanel());
+    this.list = new Sidebar(parts.sidebar, parts.conversations, parts["model-card"], {
       onOpen: (id) => this.go(id),
-      onDeleted: (id) => this.conversation?.id === id && this.go(null),
-      onProblem: (message) => this.alert(message),
+      onDeleted: (id) => this.onDeleted(id),
+      onProblem: (message) => this.composer.alert(message),
+      onTitles: () => this.showTitle(),
     });
-    this.menuToggle = iconButton("menu", "Chats", () => this.toggleDrawer(), { className: "icon-button menu", "aria-expanded": "false" });
-    this.panelToggle = iconButton("panel", "Reasoning panel", () => this.togglePanel(), { className: "icon-button toggle-panel", "aria-expanded": "false" });
-    this.heading = element("p", { className: "heading" });
+    this.menuToggle = iconButton("menu", TEXT.chats, () => this.toggleDrawer(), {
+      className: "icon-button menu",
+      "aria-controls": "sidebar",
+      "aria-expanded": "false",
+    });
+    this.panelToggle = iconButton("panel", TEXT.reasoningPanel, () => this.togglePanel(), {
+      className: "icon-button toggle-panel",
+      "aria-controls": "reasoning",
+      "aria-expanded": "false",
+    });
+    this.heading = element("h1", { className: "heading" });
     this.chat.prepend(element("header", { id: "topbar" }, this.menuToggle, this.heading, this.panelToggle));
     this.scrim = element("div", { className: "scrim", onclick: () => this.toggleDrawer(false) });
     this.shell.append(this.scrim);
-    this.messages = element("div", { className: "messages", role: "log", "aria-live": "off", "aria-label": "Conversation" });
+    this.messages = element("div", { className: "messages", role: "log", "aria-live": "off", "aria-label": TEXT.conversation });
     this.thread.append(this.messages);
-    this.follow = new Follow(this.thread, this.messages, "Jump to latest");
-    this.notices = element("div", { className: "notices" });
+    this.follow = new Follow(this.thread, this.messages, TEXT.jump);
     this.announcer = element("p", { className: "off-screen", role: "status", "aria-live": "polite" });
-    this.composer.prepend(this.follow.pill, this.notices);
-    this.composer.append(
-      element("p", { className: "hint", text: "Enter sends, Shift+Enter breaks the line. Answers can be wrong." }),
-      this.announcer,
-    );
-    this.input.setAttribute("aria-label", "Your question");
-    this.effort.setAttribute("aria-label", "How long to think");
+    this.composer = new Composer(parts.composer, parts, {
+      onSend: () => this.submit(),
+      onStop: () => this.stop(),
+      announcer: this.announcer,
+      pill: this.follow.pill,
+    });
   }
 
   bind() {
-    // Capture: Gradio's own handler for Enter must not see it
-    this.input.addEventListener("keydown", (event) => this.onKey(event), { capture: true });
-    this.input.addEventListener("input", () => this.onInput());
-    this.send.addEventListener("click", () => (this.reader ? this.stop() : this.submit()));
     this.newChat.addEventListener("click", () => this.go(null));
     window.addEventListener("hashchange", () => this.route());
-    window.addEventListener("beforeunload", (event) => this.input.value.trim() && event.preventDefault());
-    document.addEventListener("keydown", (event) => event.key === "Escape" && this.onEscape());
+    window.addEventListener("beforeunload", (event) => {
+      if (this.composer.text.trim() || this.drafts.size) event.preventDefault();
+    });
+    document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.onEscape());
     document.addEventListener("click", (event) => this.onCopyCode(event));
+    document.addEventListener("visibilitychange", () => document.hidden || this.list.refresh());
+    matchMedia("(max-width: 1023px)").addEventListener("change", () => this.toggleDrawer(false));
   }
 
   // The model
 
   async watchModel() {
+    if (!document.hidden) await this.readModel();
+    setTimeout(() => this.watchModel(), this.model?.state === "ready" ? READY_POLL_MS : MODEL_POLL_MS);
+  }
+
+  async readModel() {
     try {
       this.model = await api.model();
       this.list.showModel(this.model);
-      this.showModelProblem();
-      if (this.welcome) this.describeWelcome();
+      this.composer.showModel(this.model);
+      this.welcome?.showModel(this.model);
     } catch {
-      // The next poll tells; what the person does meanwhile has errors of its own
+      // What the person does meanwhile has errors of its own
+      this.model = null;
+      this.list.showUnreachable();
     }
-    setTimeout(() => this.watchModel(), this.model?.state === "ready" ? 15 * MODEL_POLL_MS : MODEL_POLL_MS);
-  }
-
-  showModelProblem() {
-    const { state, problem, remedy } = this.model;
-    this.modelProblem?.remove();
-    this.modelProblem = null;
-    if (state !== "failed") return;
-    this.modelProblem = element("div", { className: "notice bad", role: "alert" }, element("p", { text: problem }), element("p", { text: remedy }));
-    this.notices.prepend(this.modelProblem);
   }
 
   // Which conversation
@@ -111,337 +120,319 @@ class Page {
     if (id && id === this.conversation?.id) return;
     this.leave();
     this.list.select(id);
-    this.alert("");
+    this.shownId = id;
+    this.composer.alert("");
+    this.composer.text = this.drafts.get(id) ?? "";
+    this.drafts.delete(id);
+    if (!isPhone()) this.composer.input.focus();
     if (id) await this.openConversation(id);
-    else this.showWelcome();
-    this.setText(this.drafts.get(id) ?? "");
-    if (matchMedia("(min-width: 768px)").matches) this.input.focus();
+    else this.showMiddle(this.newWelcome());
   }
 
   leave() {
-    if (this.input.value.trim()) this.drafts.set(this.conversation?.id ?? null, this.input.value);
-    else this.drafts.delete(this.conversation?.id ?? null);
+    if (this.composer.text.trim()) this.drafts.set(this.shownId, this.composer.text);
+    this.visit += 1;
     this.detach();
     this.panel.clear();
     this.panel.close();
     this.conversation = null;
     this.answers = [];
-    this.messages.replaceChildren();
     this.welcome = null;
-    this.heading.textContent = "";
-    this.showContext(null);
+    this.messages.replaceChildren();
+    this.showTitle();
+    this.composer.showContext(null);
   }
 
   async openConversation(id) {
-    this.opening = id;
+    const visit = this.visit;
     try {
       const conversation = await api.conversation(id);
-      if (this.opening === id) this.showConversation(conversation);
+      if (this.visit === visit) this.showConversation(conversation);
     } catch (error) {
-      if (this.opening !== id) return;
-      if (error.code === "not_found") this.showMissing();
-      else this.alert(error.message);
+      if (this.visit !== visit) return;
+      if (error.code === "not_found") this.showMiddle(absence(TEXT.missing, TEXT.missingAbout, TEXT.startNew, () => this.go(null)));
+      else this.showMiddle(absence(TEXT.notLoaded, error.message, TEXT.tryAgain, () => this.route()));
     }
   }
 
+  /** Show a conversation as the server has it, from its first message on. */
   showConversation(conversation) {
+    this.detach();
     this.conversation = conversation;
-    this.heading.textContent = conversation.title;
+    this.answers = [];
+    this.welcome = null;
+    this.messages.replaceChildren();
+    this.showTitle();
     for (const message of branch(conversation.messages, conversation.leaf_id)) this.append(message);
-    this.showContext(conversation.context);
-    this.follow.set(true);
-    const last = this.answers.at(-1);
-    if (last?.run && ["queued", "running"].includes(last.run.state)) this.attach(last);
+    if (!conversation.messages.length) this.showMiddle(this.newWelcome());
+    this.composer.showContext(conversation.context);
+    this.follow.toEnd();
+    this.attachLast();
   }
 
   append(message) {
     if (message.role === "user") {
       this.messages.append(questionView(message.text));
-      return null;
+      return;
     }
     const view = new AnswerView(message, {
       onChip: (answer) => this.onChip(answer),
       onAgain: (answer) => this.askAgain(answer),
     });
-    view.parentId = message.parent_id;
     this.answers.push(view);
     this.messages.append(view.root);
-    return view;
   }
 
-  showWelcome() {
-    this.about = element("p", { className: "welcome-model" });
-    const examples = EXAMPLES.map((text) => button(text, () => this.tryExample(text), { className: "example" }));
-    this.welcome = element(
-      "section",
-      { className: "welcome" },
-      element("h2", { text: "Ask something hard." }),
-      element("p", { text: "Watch the model think beside the chat, then read its answer here." }),
-      this.about,
-      element("div", { className: "examples" }, ...examples),
-    );
-    this.messages.replaceChildren(this.welcome);
-    if (this.model) this.describeWelcome();
+  /** Something in place of messages. */
+  showMiddle(shown) {
+    this.messages.replaceChildren(shown);
+    this.thread.scrollTop = 0;
   }
 
-  describeWelcome() {
-    const { title, is_demo: isDemo } = this.model;
-    this.about.textContent = !title ? "" : isDemo ? `${title} answers: a small stand-in, often wrong.` : `${title} answers.`;
+  newWelcome() {
+    this.welcome = new Welcome((text) => {
+      this.composer.text = text;
+      this.composer.input.focus();
+    });
+    if (this.model) this.welcome.showModel(this.model);
+    return this.welcome.root;
   }
 
-  tryExample(text) {
-    this.setText(text);
-    this.input.focus();
+  showTitle() {
+    const title = this.conversation ? this.list.titleOf(this.conversation.id) || this.conversation.title : "";
+    this.heading.textContent = title || TEXT.brand;
+    this.heading.classList.toggle("plain", !title);
+    document.title = title ? `${title} · ${TEXT.brand}` : TEXT.brand;
   }
 
-  showMissing() {
-    this.messages.replaceChildren(
-      element(
-        "section",
-        { className: "welcome" },
-        element("h2", { text: "This chat is not here." }),
-        element("p", { text: "It may have been deleted, or it belongs to another browser." }),
-        button("Start a new chat", () => this.go(null), { className: "example" }),
-      ),
-    );
-  }
-
-  showContext(context) {
-    this.contextNotice?.remove();
-    this.contextNotice = null;
-    const turns = context?.turns_left_out_next ?? 0;
-    if (!turns) return;
-    const what = turns === 1 ? "the oldest question and its answer" : `the oldest ${turns} questions and their answers`;
-    this.contextNotice = element("p", { className: "notice", text: `This chat is long: the model will not see ${what} with your next message.` });
-    this.notices.append(this.contextNotice);
+  onDeleted(id) {
+    this.drafts.delete(id);
+    if (this.shownId === id) {
+      this.composer.text = "";
+      this.go(null);
+    }
+    this.newChat.focus();
   }
 
   // Sending
 
-  onKey(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-    event.preventDefault();
-    event.stopImmediatePropagation();
-    if (!this.reader) this.submit();
-  }
-
-  onInput() {
-    this.pendingKey = null;
-    if (this.input.value) this.alert("");
-  }
-
   async submit() {
-    const text = this.input.value;
+    const { text } = this.composer;
     if (this.isSending) return;
     if (!text.trim()) {
-      this.alert("Write something first.");
+      this.composer.alert(TEXT.writeFirst);
       return;
     }
-    if (!(await noticeAccepted(this.model))) return;
-    await this.post(text, {});
+    if (await noticeAccepted(this.model)) await this.post(text);
   }
 
   askAgain(answer) {
-    const question = this.conversation.messages.find((message) => message.id === answer.parentId);
-    if (question && !this.reader) this.post(question.text, { parent_id: question.parent_id });
+    const question = this.conversation.messages.find(({ id }) => id === answer.parentId);
+    if (question && !this.live && !this.isSending) this.post(question.text, { parent_id: question.parent_id });
   }
 
   /** Send; the composer keeps its text until the server has it. */
-  async post(text, where) {
+  async post(text, where = {}) {
+    const { visit } = this;
     this.isSending = true;
-    this.send.disabled = true;
-    this.pendingKey ??= newKey();
+    this.composer.setBusy(true);
     try {
-      const conversation = this.conversation ?? (await this.begin());
-      const options = { effort: this.effort.querySelector("input:checked")?.value ?? "normal" };
-      const accepted = await api.send(conversation.id, { text, client_key: this.pendingKey, options, ...where });
-      this.pendingKey = null;
-      this.alert("");
-      if (this.input.value === text) this.setText("");
-      await this.showAccepted(conversation.id);
+      const conversation = this.conversation ?? (await this.begin(visit));
+      const message = { text, client_key: this.keyFor(conversation.id, text, where), options: { effort: this.composer.chosenEffort }, ...where };
+      const accepted = await api.send(conversation.id, message);
+      this.attempt = null;
+      this.forgetSent(conversation.id, text, visit);
+      if (this.visit === visit) await this.showAccepted(accepted, text, where);
       this.list.refresh();
-      return accepted;
     } catch (error) {
-      if (error instanceof ApiError && error.code === "conversation_busy") await this.showAccepted(this.conversation.id);
-      this.alert(error.message ?? String(error));
+      if (this.visit !== visit) return;
+      if (error instanceof ApiError && error.code === "conversation_busy") await this.openConversation(this.conversation.id);
+      this.composer.alert(error.message ?? String(error));
     } finally {
       this.isSending = false;
-      this.send.disabled = false;
+      this.composer.setBusy(false);
     }
   }
 
-  async begin() {
-    this.conversation = { ...(await api.newConversation()), messages: [] };
-    this.list.select(this.conversation.id);
-    history.replaceState(null, "", `#/c/${this.conversation.id}`);
-    return this.conversation;
+  /** One key for the same text in the same place, however often it is tried: the server takes it once. */
+  keyFor(conversationId, text, { parent_id: parentId }) {
+    const what = JSON.stringify([conversationId, text, parentId]);
+    if (this.attempt?.what !== what) this.attempt = { what, key: newKey() };
+    return this.attempt.key;
   }
 
-  /** Show the conversation as the server has it, with the run that just began. */
-  async showAccepted(id) {
-    const conversation = await api.conversation(id);
-    if (this.conversation?.id !== id) return;
-    this.detach();
-    this.answers = [];
-    this.messages.replaceChildren();
-    this.welcome = null;
-    this.showConversation(conversation);
+  forgetSent(conversationId, text, visit) {
+    if (this.visit === visit) {
+      this.composer.alert("");
+      if (this.composer.text === text) this.composer.text = "";
+    }
+    for (const id of [conversationId, null]) if (this.drafts.get(id) === text) this.drafts.delete(id);
+  }
+
+  async begin(visit) {
+    const conversation = { ...(await api.newConversation()), messages: [] };
+    if (this.visit === visit) {
+      this.conversation = conversation;
+      this.shownId = conversation.id;
+      this.list.select(conversation.id);
+      history.replaceState(null, "", `#/c/${conversation.id}`);
+    }
+    return conversation;
+  }
+
+  /** A question at the end is put behind what is there; one that begins a branch changes what is shown. */
+  async showAccepted({ message_id: questionId, answer_id: answerId, run_id: runId, place }, text, where) {
+    const { conversation } = this;
+    const isKnown = conversation.messages.some(({ id }) => id === questionId);
+    if ("parent_id" in where || isKnown) {
+      await this.openConversation(conversation.id);
+      return;
+    }
+    if (this.welcome) {
+      this.welcome = null;
+      this.messages.replaceChildren();
+    }
+    const run = { id: runId, state: place ? "queued" : "running", place, notes: [] };
+    const question = { id: questionId, parent_id: conversation.leaf_id, role: "user", text };
+    const answer = { id: answerId, parent_id: questionId, role: "assistant", text: "", html: "", reasoning: null, run };
+    conversation.messages.push(question, answer);
+    conversation.leaf_id = answerId;
+    this.append(question);
+    this.append(answer);
+    this.follow.toEnd();
+    this.attachLast();
   }
 
   // The live run
 
+  /** Read the run of the last answer, if it goes on. */
+  attachLast() {
+    const last = this.answers.at(-1);
+    if (last && isOpen(last.run)) this.attach(last);
+  }
+
   attach(answer) {
-    this.live = answer;
-    this.clock = { progress: null, at: 0 };
-    const panel = this.panel;
-    panel.startLive(answer.id, () => this.orderAnswer(answer.run.id));
-    answer.blocks.reset();
-    const isShown = () => panel.owner === answer.id;
-    this.reader = new RunReader(answer.run.id, {
-      state: (state) => answer.showState(state),
-      block: ({ channel, html }) => (channel === "answer" ? answer.blocks.block(html) : isShown() && panel.blocks.block(html)),
-      tail: ({ channel, html }) => (channel === "answer" ? answer.blocks.showTail(html) : isShown() && panel.blocks.showTail(html)),
-      note: ({ text }) => isShown() && panel.blocks.note(text),
-      resplit: () => {
-        answer.blocks.reset();
-        if (isShown()) panel.blocks.reset();
-      },
-      snapshot: (snapshot) => this.showSnapshot(answer, snapshot),
-      progress: (progress) => {
-        this.clock = { progress, at: performance.now() };
-        this.showProgress();
-      },
-      done: (done) => this.onDone(answer, done),
-      lost: () => this.onLost(),
+    this.detach();
+    this.live = new LiveRun(answer, this.panel, {
+      onDone: (done) => this.onDone(answer, done),
+      onLost: () => this.onLost(answer),
+      onHeard: () => (this.retryMs = FIRST_RETRY_MS),
+      onAnswerNow: () => api.answerNow(answer.run.id).catch((error) => this.composer.alert(error.message)),
     });
-    this.timer = setInterval(() => this.showProgress(), 250);
-    answer.showState(answer.run);
-    this.setButton();
-  }
-
-  showSnapshot(answer, snapshot) {
-    answer.showState(snapshot);
-    answer.blocks.reset(snapshot.answer.blocks);
-    if (this.panel.owner === answer.id) {
-      this.panel.blocks.reset(snapshot.reasoning.blocks);
-      for (const note of snapshot.notes) this.panel.blocks.note(note.text);
-    }
-    if (snapshot.progress) this.clock = { progress: snapshot.progress, at: performance.now() };
-  }
-
-  showProgress() {
-    const { progress, at } = this.clock;
-    if (!progress || !this.live) return;
-    const since = progress.thinking ? (performance.now() - at) / 1000 : 0;
-    this.live.showProgress(progress, progress.thinking_s + since);
-    if (!progress.thinking) this.panel.makeRoom();
-    if (this.panel.owner !== this.live.id) return;
-    this.panel.setProgress(progress, progress.thinking_s + since);
-    if (progress.thinking && progress.thinking_budget) this.panel.appear();
+    this.composer.setLive(true);
   }
 
   detach() {
-    this.reader?.close();
-    clearInterval(this.timer);
-    this.reader = this.timer = this.live = null;
-    this.setButton();
+    this.live?.close();
+    this.live = null;
+    this.composer.setLive(false);
   }
 
   async onDone(answer, done) {
+    const { visit } = this;
+    const { id } = this.conversation;
     this.detach();
     this.panel.makeRoom();
-    const { id } = this.conversation;
-    this.announcer.textContent = done.state === "done" ? "The answer is ready." : "The answer has ended.";
+    this.announcer.textContent = done.state === "done" ? TEXT.ready : TEXT.ended;
     this.list.refresh();
     try {
       const conversation = await api.conversation(id);
-      if (this.conversation?.id !== id) return;
+      if (this.visit !== visit) return;
       this.conversation = conversation;
-      this.heading.textContent = conversation.title;
       const message = conversation.messages.find((one) => one.id === answer.id);
-      answer.text = message.text;
-      answer.showRun(message.run, message.reasoning);
-      if (this.panel.owner === answer.id && answer.reasoning) this.panel.setSummary(answer.reasoning);
-      else if (this.panel.owner === answer.id) this.panel.close();
-      this.showContext(conversation.context);
+      if (message) this.finish(answer, message);
+      this.composer.showContext(conversation.context);
     } catch (error) {
+      if (this.visit !== visit) return;
       answer.showRun({ ...answer.run, ...done }, null);
-      this.alert(error.message);
+      this.composer.alert(error.message);
     }
   }
 
-  async onLost() {
-    const id = this.conversation?.id;
+  finish(answer, message) {
+    answer.text = message.text;
+    answer.showRun(message.run, message.reasoning);
+    if (this.panel.owner !== answer.id) return;
+    if (answer.reasoning) {
+      this.panel.setSummary(answer.reasoning);
+      return;
+    }
+    this.panel.clear();
+    this.panel.close();
+  }
+
+  /** The stream ended without a done, as after a restart of the server: read anew what there is, until it works. */
+  async onLost(answer) {
+    const { visit } = this;
+    const { id } = this.conversation;
     this.detach();
-    if (id) await this.showAccepted(id).catch((error) => this.alert(error.message));
+    answer.showReconnecting();
+    while (this.visit === visit && !this.live) {
+      await new Promise((resolve) => setTimeout(resolve, this.retryMs));
+      this.retryMs = Math.min(2 * this.retryMs, MOST_RETRY_MS);
+      if (this.visit === visit && !this.live && (await this.isShownAnew(id, visit))) return;
+    }
+  }
+
+  async isShownAnew(id, visit) {
+    try {
+      const conversation = await api.conversation(id);
+      if (this.visit === visit) this.showConversation(conversation);
+    } catch (error) {
+      if (error.code !== "not_found") return false;
+      if (this.visit === visit) await this.openConversation(id);
+    }
+    return true;
   }
 
   async stop() {
-    const runId = this.live?.run.id;
-    this.send.disabled = true;
-    await api.stop(runId).catch((error) => this.alert(error.message));
-    this.send.disabled = false;
+    const { id } = this.live;
+    this.composer.setBusy(true);
+    await api.stop(id).catch((error) => this.composer.alert(error.message));
+    this.composer.setBusy(false);
   }
 
-  orderAnswer(runId) {
-    api.answerNow(runId).catch((error) => this.alert(error.message));
+  // Panel and drawer
+
+  onPanel() {
+    const { isOpen: isShown, owner } = this.panel ?? {};
+    this.panelToggle?.setAttribute("aria-expanded", String(isShown));
+    for (const answer of this.answers) answer.chip.setAttribute("aria-expanded", String(isShown && owner === answer.id));
   }
 
   onChip(answer) {
-    const panel = this.panel;
+    const { panel } = this;
     if (panel.owner === answer.id && panel.isOpen) panel.close({ isByHand: true });
-    else if (panel.owner === answer.id) panel.open();
-    else if (answer === this.live) this.reattach(answer);
+    else if (panel.owner === answer.id) panel.openByHand();
+    else if (answer === this.live?.answer) this.showLiveAgain(answer);
     else if (answer.reasoning) panel.showStored(answer.id, answer.reasoning);
   }
 
-  /** The panel showed another message meanwhile: read the live run anew. */
-  reattach(answer) {
-    this.panel.wasClosedByHand = false;
-    this.detach();
+  /** The panel showed another message meanwhile, and what came for this one is not in it: read the run anew. */
+  showLiveAgain(answer) {
+    this.panel.openByHand();
     this.attach(answer);
-    this.panel.open();
-  }
-
-  // Around it
-
-  setButton() {
-    const isLive = Boolean(this.reader);
-    if (this.send.textContent.trim() !== (isLive ? "Stop" : "Send")) this.send.textContent = isLive ? "Stop" : "Send";
-    this.send.classList.toggle("stop", isLive);
-  }
-
-  setText(text) {
-    this.input.value = text;
-    // Gradio sizes the box and keeps its own copy on input
-    this.input.dispatchEvent(new Event("input", { bubbles: true }));
-  }
-
-  alert(message) {
-    this.problem?.remove();
-    this.problem = null;
-    if (!message) return;
-    this.problem = element("p", { className: "notice bad", role: "alert", text: message });
-    this.notices.append(this.problem);
   }
 
   togglePanel() {
-    const panel = this.panel;
+    const { panel } = this;
     if (panel.isOpen) panel.close({ isByHand: true });
-    else if (panel.owner) panel.open();
+    else if (panel.owner) panel.openByHand();
     else {
       const last = this.answers.findLast((answer) => answer.reasoning);
       if (last) panel.showStored(last.id, last.reasoning);
-      else panel.open();
+      else panel.openByHand();
     }
   }
 
-  toggleDrawer(isOpen = !this.shell.classList.contains("drawer-open")) {
-    const wasOpen = this.shell.classList.contains("drawer-open");
-    this.shell.classList.toggle("drawer-open", isOpen);
-    this.menuToggle.setAttribute("aria-expanded", String(isOpen));
-    if (isOpen) this.newChat.focus();
-    else if (wasOpen) this.menuToggle.focus();
+  toggleDrawer(isShown = !this.shell.classList.contains("drawer-open")) {
+    const wasShown = this.shell.classList.contains("drawer-open");
+    const isOver = isShown && isNarrow();
+    this.shell.classList.toggle("drawer-open", isOver);
+    this.menuToggle.setAttribute("aria-expanded", String(isOver));
+    this.chat.inert = this.panel.host.inert = isOver;
+    if (isOver) this.newChat.focus();
+    else if (wasShown) this.menuToggle.focus();
   }
 
   onEscape() {
@@ -454,19 +445,8 @@ class Page {
     const copy = event.target.closest?.(".code .copy");
     if (!copy) return;
     await copyText(wholeCode(copy.closest(".code")));
-    const before = copy.textContent;
-    copy.textContent = "Copied";
-    setTimeout(() => (copy.textContent = before), 1500);
+    flash(copy, TEXT.copied);
   }
-}
-
-/** A long block goes on in the elements behind it. */
-function wholeCode(block) {
-  let text = block.querySelector("code").textContent;
-  for (let next = block.nextElementSibling; next?.matches(".code.cont"); next = next.nextElementSibling) {
-    text += next.querySelector("code").textContent;
-  }
-  return text;
 }
 
 new Page().start();

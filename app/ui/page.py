@@ -7,9 +7,13 @@ import gradio as gr
 from fastapi import FastAPI
 
 from app.config import VERSION
+from app.ui.head import EarlyHead
 from app.ui.theme import theme
 
 _STYLES = ("math.css", "code.css", "ponder.css")
+_ABOUT = "A chat for reasoning models: watch the model think, then read its answer."
+# On Android the keyboard then shortens the page, and the composer stays above it
+_VIEWPORT = "width=device-width, initial-scale=1, viewport-fit=cover, interactive-widget=resizes-content"
 EFFORTS = (("Quick", "quick"), ("Normal", "normal"), ("Deep", "deep"))
 
 
@@ -50,22 +54,25 @@ def build_page() -> gr.Blocks:
 
 def mount_page(app: FastAPI) -> None:
     """Put the page at the root of the app."""
-    links = "".join(f'<link rel="stylesheet" href="/ponder/{name}?v={VERSION}">' for name in _STYLES)
-    head = (
-        f'<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">{links}'
-        f'<link rel="icon" type="image/svg+xml" href="/ponder/favicon.svg">'
-        f'<script type="module" src="/ponder/ponder.js?v={VERSION}"></script>'
-    )
     gr.mount_gradio_app(
         app,
         build_page(),
         path="/",
         theme=theme(),
-        head=head,
         footer_links=[],
         run_history=False,
         ssr_mode=False,
         show_error=False,
         pwa=False,
         enable_monitoring=False,
+    )
+    app.add_middleware(EarlyHead, head=_head())
+
+
+def _head() -> str:
+    styles = "".join(f'<link rel="stylesheet" href="/ponder/{name}?v={VERSION}">' for name in _STYLES)
+    return (
+        f'<title>Ponder</title><meta name="viewport" content="{_VIEWPORT}"><meta name="description" content="{_ABOUT}">'
+        f'{styles}<link rel="icon" type="image/svg+xml" href="/ponder/favicon.svg">'
+        f'<script type="module" src="/ponder/ponder.js?v={VERSION}"></script>'
     )

@@ -8,4 +8,7 @@ _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mon
 
 def theme() -> Base:
     """The theme; colours and shapes of our own parts are in `static/ponder.css`."""
-    return Base(primary_hue="indigo", neutral_hue="slate", font=_SANS, font_mono=_MONO)
+    # What is seen before our parts are drawn has their colour
+    return Base(primary_hue="indigo", neutral_hue="slate", font=_SANS, font_mono=_MONO).set(
+        body_background_fill="#ffffff", body_background_fill_dark="#111318"
+    )

@@ -1,5 +1,7 @@
 // The HTTP API of docs/api.md. Every failure is an ApiError with a sentence for people.
 
+import { TEXT } from "./texts.js";
+
 export class ApiError extends Error {
   constructor(code, message, details = {}) {
     super(message);
@@ -17,12 +19,12 @@ async function call(method, path, body) {
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch {
-    throw new ApiError("unreachable", "The server cannot be reached. Your text is still here; try again in a moment.");
+    throw new ApiError("unreachable", TEXT.unreachable);
   }
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => ({}));
   if (response.ok) return answer;
-  const { code = "internal", message = "Something went wrong on the server.", ...details } = answer.error ?? {};
+  const { code = "internal", message = TEXT.wentWrong, ...details } = answer.error ?? {};
   throw new ApiError(code, message, details);
 }
 

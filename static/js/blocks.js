@@ -1,7 +1,7 @@
 // A growing text of finished HTML blocks. Closed blocks are appended once and never touched again; only the tail, the
-// piece that is still being written, is replaced. Blocks stand in chunks of CHUNK, which the browser skips while they are
-// out of sight: skipping each block by itself would cost a look at thousands of them in every frame. All writing to the page happens in animation frames, a slice of
-// SLICE_MS each, so that a long replay does not freeze the page.
+// piece that is still being written, is replaced. All writing to the page happens in animation frames, a slice of
+// SLICE_MS each, so that a long replay does not freeze the page. Blocks stand in chunks, which the browser skips while
+// they are out of sight: skipping each block by itself would cost a look at thousands of them in every frame.
 
 import { element, fragment } from "./dom.js";
 
@@ -29,8 +29,8 @@ export class Blocks {
     this.schedule();
   }
 
-  note(text) {
-    this.work.push(() => this.put(element("p", { className: "note", text })));
+  note(text, { isBad = false } = {}) {
+    this.work.push(() => this.put(element("p", { className: isBad ? "note bad" : "note", text })));
     this.schedule();
   }
 
@@ -41,6 +41,13 @@ export class Blocks {
     this.chunk = null;
     this.host.replaceChildren();
     for (const trusted of blocks) this.block(trusted);
+  }
+
+  /** Show a finished text, which comes as one piece but goes onto the page block by block. */
+  show(trusted) {
+    this.reset();
+    for (const made of [...fragment(trusted).children]) this.work.push(() => this.put(made, made));
+    this.schedule();
   }
 
   schedule() {
@@ -60,11 +67,13 @@ export class Blocks {
   close(trusted) {
     this.tail?.remove();
     this.tail = null;
-    this.put(fragment(trusted));
+    const made = fragment(trusted);
+    this.put(made, made.firstElementChild);
   }
 
-  put(made) {
-    const goesOn = made.firstElementChild?.classList.contains("cont");
+  /** A block that goes on where the last one was cut stays beside it. */
+  put(made, first = null) {
+    const goesOn = first?.classList.contains("cont");
     if (!this.chunk || (this.chunk.childElementCount >= CHUNK && !goesOn)) this.openChunk();
     this.chunk.append(made);
   }

@@ -19,9 +19,12 @@ export function button(text, onclick, options = {}) {
 const PATHS = {
   menu: "M4 6h16M4 12h16M4 18h16",
   close: "M6 6l12 12M18 6L6 18",
+  copy: "M9 9h10v11H9zM5 15V4h10",
   bin: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   panel: "M4 5h16v14H4zM14 5v14",
   down: "M12 5v14M6 13l6 6 6-6",
+  again: "M19 12a7 7 0 1 1-2-4.9M19 4v4h-4",
+  warning: "M12 4l9 16H3zM12 10v4M12 17v.1",
 };
 
 export function icon(name) {
@@ -61,6 +64,14 @@ export function drawn(selector) {
   });
 }
 
+/** Show `text` in a label for a moment. */
+export function flash(label, text) {
+  label.dataset.text ??= label.textContent;
+  label.textContent = text;
+  clearTimeout(Number(label.dataset.timer));
+  label.dataset.timer = setTimeout(() => (label.textContent = label.dataset.text), 1500);
+}
+
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -68,16 +79,45 @@ export async function copyText(text) {
     // Without a secure context there is no clipboard object
     const area = element("textarea", { className: "off-screen" });
     area.value = text;
+    const focused = document.activeElement;
     document.body.append(area);
     area.select();
     document.execCommand("copy");
     area.remove();
+    focused?.focus();
   }
 }
+
+/** A flag in the browser's storage; where storage is forbidden, it lives as long as the page. */
+export class Flag {
+  constructor(area, key) {
+    Object.assign(this, { area, key, value: null });
+  }
+
+  get() {
+    try {
+      return window[this.area].getItem(this.key);
+    } catch {
+      return this.value;
+    }
+  }
+
+  set(value) {
+    this.value = value;
+    try {
+      window[this.area].setItem(this.key, value);
+    } catch {
+      // Kept in `value`
+    }
+  }
+}
+
+export const isNarrow = () => matchMedia("(max-width: 1023px)").matches;
+export const isPhone = () => matchMedia("(max-width: 767px)").matches;
 
 export const count = (number) => Math.round(number ?? 0).toLocaleString("en-US");
 
 export function seconds(value) {
-  if (value < 60) return `${Math.max(1, Math.round(value))} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  const whole = Math.max(1, Math.round(value));
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }

@@ -2,40 +2,45 @@
 
 import { api } from "./api.js";
 import { Blocks } from "./blocks.js";
-import { button, count, element, iconButton, seconds } from "./dom.js";
+import { button, element, Flag, iconButton, isPhone, seconds } from "./dom.js";
 import { Follow } from "./follow.js";
+import { TEXT } from "./texts.js";
 
 export class Panel {
-  /** `host` is Gradio's column; `shell` carries the class that shows it. */
-  constructor(host, shell, onToggle) {
+  /** `host` is Gradio's column; `shell` carries the class that shows it. `onChange` hears of opening, closing and owner. */
+  constructor(host, shell, onChange) {
     this.host = host;
     this.shell = shell;
-    this.onToggle = onToggle;
+    this.onChange = onChange;
     this.owner = null;
-    this.wasClosedByHand = false;
+    this.closedByHand = new Flag("sessionStorage", "ponder.panel-closed");
     this.build();
   }
 
   build() {
-    this.title = element("h2", { text: "Reasoning" });
     this.stats = element("p", { className: "stats" });
     this.fill = element("span");
-    this.bar = element("div", { className: "budget", hidden: true }, this.fill);
+    this.bar = element("div", { className: "track", role: "progressbar", "aria-label": TEXT.budget, "aria-valuemin": "0" }, this.fill);
+    this.barText = element("span", { className: "budget-text" });
+    this.answerNow = button(TEXT.answerNow, () => this.onAnswerNow?.(), { className: "answer-now", title: TEXT.answerNowHint });
+    this.budget = element("div", { className: "budget", hidden: true }, element("div", {}, this.barText, this.bar), this.answerNow);
+    const empty = element("p", { className: "panel-empty", text: TEXT.noReasoning });
     this.text = element("div", { className: "ponder reasoning-text" });
-    this.scroller = element("div", { className: "panel-scroll", tabindex: "0", role: "region", "aria-label": "Reasoning text" }, this.text);
-    this.follow = new Follow(this.scroller, this.text, "Jump to latest");
+    this.scroller = element(
+      "div",
+      { className: "panel-scroll", tabindex: "0", role: "region", "aria-label": TEXT.reasoningText },
+      empty,
+      this.text,
+    );
+    this.follow = new Follow(this.scroller, this.text, TEXT.jump);
     this.blocks = new Blocks(this.text);
-    this.answerNow = button("Answer now", () => this.onAnswerNow?.(), {
-      className: "answer-now",
-      hidden: true,
-      title: "Stop reasoning and write the answer from it",
-    });
-    const close = iconButton("close", "Close the reasoning panel", () => this.close({ isByHand: true }));
+    const close = iconButton("close", TEXT.closePanel, () => this.close({ isByHand: true }));
+    const title = element("h2", { text: TEXT.reasoning });
     this.host.setAttribute("role", "complementary");
-    this.host.setAttribute("aria-label", "Reasoning");
+    this.host.setAttribute("aria-label", TEXT.reasoning);
     this.host.replaceChildren(
-      element("header", { className: "panel-head" }, element("div", {}, this.title, this.stats), this.answerNow, close),
-      this.bar,
+      element("header", { className: "panel-head" }, element("div", {}, title, this.stats), close),
+      this.budget,
       this.scroller,
       this.follow.pill,
     );
@@ -45,54 +50,70 @@ export class Panel {
     return this.shell.classList.contains("panel-open");
   }
 
+  get wasClosedByHand() {
+    return this.closedByHand.get() === "1";
+  }
+
   open() {
+    this.opener = document.activeElement;
     this.shell.classList.add("panel-open");
-    this.onToggle(true);
+    this.onChange();
+  }
+
+  openByHand() {
+    this.closedByHand.set("0");
+    this.open();
   }
 
   close({ isByHand = false } = {}) {
-    if (isByHand) this.wasClosedByHand = true;
+    if (isByHand) this.closedByHand.set("1");
+    const hadFocus = this.host.contains(document.activeElement);
     this.shell.classList.remove("panel-open");
-    this.onToggle(false);
+    this.onChange();
+    // On a phone the focus would bring up the keyboard
+    const isGood = this.opener?.isConnected && !(isPhone() && this.opener.matches("textarea"));
+    if (hadFocus && isGood) this.opener.focus();
   }
 
-  /** Hold a message's live reasoning from now on. */
+  /** Show a message's live reasoning; once there is some, it opens by itself unless it was closed by hand. */
   startLive(owner, onAnswerNow) {
     this.clear(owner);
+    this.isToOpen = !this.wasClosedByHand && !this.isOpen;
+    this.openedItself = false;
     this.onAnswerNow = () => {
       this.answerNow.disabled = true;
       onAnswerNow();
     };
   }
 
-  /** The model begins to reason: open, unless the person closed the panel before. */
-  appear() {
-    if (this.wasClosedByHand || this.isOpen) return;
-    this.opensItself = true;
-    this.open();
+  openItself() {
+    if (this.isToOpen) {
+      this.openedItself = true;
+      this.open();
+    }
+    this.isToOpen = false;
   }
 
   /** The reasoning is over: where the panel covers the answer, and came by itself, it goes. */
   makeRoom() {
-    if (this.opensItself && matchMedia("(max-width: 767px)").matches) this.close();
-    this.opensItself = false;
+    if (this.openedItself && isPhone()) this.close();
+    this.openedItself = false;
   }
 
   /** Show the reasoning of an earlier message. */
   async showStored(owner, summary) {
-    this.wasClosedByHand = false;
     this.clear(owner);
     this.setSummary(summary);
-    this.open();
+    this.openByHand();
     this.follow.isOn = false;
     try {
       const { html, notes } = await api.reasoning(owner);
       if (this.owner !== owner) return;
-      this.blocks.reset([html]);
+      this.blocks.show(html);
       for (const note of notes) this.blocks.note(note.text);
       this.scroller.scrollTop = 0;
     } catch (error) {
-      this.blocks.note(error.message);
+      if (this.owner === owner) this.blocks.note(error.message, { isBad: true });
     }
   }
 
@@ -100,31 +121,38 @@ export class Panel {
     this.owner = owner;
     this.blocks.reset();
     this.stats.textContent = "";
-    this.bar.hidden = true;
-    this.answerNow.hidden = true;
+    this.budget.hidden = true;
     this.answerNow.disabled = false;
     this.follow.set(true);
     this.host.classList.remove("live");
+    this.onChange();
   }
 
   setProgress(progress, thinkingSeconds) {
     const { reasoning_tokens: written, thinking_budget: budget, tokens_per_s: rate, thinking } = progress;
-    const parts = [seconds(thinkingSeconds), `${count(written)} tokens`];
-    if (rate) parts.push(`${rate.toFixed(1)} tok/s`);
-    this.stats.textContent = parts.join(" · ");
-    this.host.classList.toggle("live", thinking);
-    this.answerNow.hidden = !(thinking && budget > 0 && written > 0);
-    this.bar.hidden = !(thinking && budget > 0);
-    this.bar.title = `${count(written)} of ${count(budget)} tokens`;
-    this.fill.style.width = `${Math.min(100, (100 * written) / (budget || 1))}%`;
+    const isThinking = thinking && budget > 0;
+    if (isThinking) this.openItself();
+    this.showFigures(seconds(thinkingSeconds), isThinking ? null : written, rate);
+    this.host.classList.toggle("live", isThinking);
+    this.budget.hidden = !isThinking;
+    if (!isThinking) return;
+    this.barText.textContent = TEXT.ofBudget(written, budget);
+    this.bar.setAttribute("aria-valuemax", budget);
+    this.bar.setAttribute("aria-valuenow", Math.min(written, budget));
+    this.fill.style.transform = `scaleX(${Math.min(1, written / budget)})`;
+    this.answerNow.hidden = written === 0;
   }
 
   setSummary({ tokens, thinking_s: thinkingSeconds, tokens_per_s: rate }) {
-    const parts = [`Thought for ${seconds(thinkingSeconds)}`, `${count(tokens)} tokens`];
-    if (rate) parts.push(`${rate.toFixed(1)} tok/s`);
-    this.stats.textContent = parts.join(" · ");
+    this.showFigures(TEXT.thoughtFor(thinkingSeconds), tokens, rate);
     this.host.classList.remove("live");
-    this.answerNow.hidden = true;
-    this.bar.hidden = true;
+    this.budget.hidden = true;
+  }
+
+  showFigures(time, tokens, rate) {
+    const parts = [time];
+    if (tokens !== null) parts.push(TEXT.tokens(tokens));
+    if (rate) parts.push(TEXT.rate(rate));
+    this.stats.textContent = parts.join(" · ");
   }
 }

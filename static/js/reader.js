@@ -6,7 +6,10 @@ import { api } from "./api.js";
 const NAMES = ["state", "block", "note", "resplit", "snapshot", "done", "tail", "progress"];
 
 export class RunReader {
-  /** `on` has a function for every event name it cares for, and `lost` for a stream that ended without a done. */
+  /**
+   * `on` has a function for every event name it cares for; `connected` hears true and false as the connection comes
+   * and goes, `lost` that the stream ended for good without a done.
+   */
   constructor(runId, on) {
     this.runId = runId;
     this.on = on;
@@ -21,9 +24,13 @@ export class RunReader {
     if (this.source || this.isOver || document.hidden) return;
     this.source = new EventSource(api.events(this.runId, this.last));
     for (const name of NAMES) this.source.addEventListener(name, (event) => this.take(name, event));
+    this.source.onopen = () => this.on.connected?.(true);
     this.source.onerror = () => {
       // CONNECTING means that the browser tries again by itself
-      if (this.source?.readyState !== EventSource.CLOSED) return;
+      if (this.source?.readyState !== EventSource.CLOSED) {
+        this.on.connected?.(false);
+        return;
+      }
       this.close();
       this.on.lost?.();
     };

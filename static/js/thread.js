@@ -1,13 +1,8 @@
 // The messages of one conversation, in the middle of the page.
 
 import { Blocks } from "./blocks.js";
-import { button, copyText, count, element, seconds } from "./dom.js";
-
-const ENDINGS = {
-  stopped: "Stopped. What was written is kept.",
-  interrupted: "The server was restarted in the middle of this. What was written is kept.",
-  failed: "This could not be answered.",
-};
+import { button, copyText, element, flash, icon } from "./dom.js";
+import { TEXT } from "./texts.js";
 
 /** The messages from the root to the leaf, oldest first. */
 export function branch(messages, leafId) {
@@ -17,60 +12,67 @@ export function branch(messages, leafId) {
   return found;
 }
 
+export const isOpen = (run) => run?.state === "queued" || run?.state === "running";
+
 export function questionView(text) {
-  return element("article", { className: "question", "aria-label": "You" }, element("p", { text, dir: "auto" }));
+  return element("article", { className: "question", "aria-label": TEXT.you }, element("p", { text, dir: "auto" }));
 }
 
 /** One answer: chip, text, notes, actions; live or finished. */
 export class AnswerView {
   constructor(message, { onChip, onAgain }) {
     this.id = message.id;
+    this.parentId = message.parent_id;
     this.text = message.text;
     this.onAgain = onAgain;
-    this.chip = button("", () => onChip(this), { className: "chip", hidden: true });
+    this.chip = button("", () => onChip(this), { className: "chip", hidden: true, "aria-controls": "reasoning", "aria-expanded": "false" });
     this.status = element("p", { className: "status", role: "status" });
     this.body = element("div", { className: "ponder answer-text" });
     this.blocks = new Blocks(this.body);
     this.notes = element("div", { className: "notes" });
     this.actions = element("div", { className: "actions", hidden: true });
-    this.root = element("article", { className: "answer", "aria-label": "Answer" }, this.chip, this.status, this.body, this.notes, this.actions);
-    if (message.html) this.blocks.reset([message.html]);
+    this.root = element("article", { className: "answer", "aria-label": TEXT.answer }, this.chip, this.body, this.status, this.notes, this.actions);
+    if (message.html) this.blocks.show(message.html);
     if (message.run) this.showRun(message.run, message.reasoning);
-  }
-
-  get isThinking() {
-    return this.root.classList.contains("thinking");
   }
 
   showRun(run, reasoning) {
     this.run = run;
     this.reasoning = reasoning && { ...reasoning, tokens_per_s: run.timing?.tokens_per_s };
-    if (run.state === "queued" || run.state === "running") return;
+    if (isOpen(run)) return;
     this.root.classList.remove("thinking", "live");
-    if (this.reasoning) this.setChip(`Thought for ${seconds(this.reasoning.thinking_s)}`);
+    if (this.reasoning) this.setChip(TEXT.thoughtFor(this.reasoning.thinking_s));
     else this.chip.hidden = true;
-    this.showEnding(run);
+    this.setStatus(run.error?.message ?? TEXT.endings[run.state] ?? "", run.state);
     this.showNotes(run.notes ?? []);
     this.showActions(run);
   }
 
   showState({ state, place, stage }) {
     this.root.classList.add("live");
-    if (state === "running") this.status.textContent = "";
-    else if (stage) this.status.textContent = `Waiting for the model: ${stage.toLowerCase()} …`;
-    else this.status.textContent = place === 1 ? "Waiting: one question is before yours." : `Waiting: ${place} questions are before yours.`;
+    if (state === "running") this.setStatus("");
+    else this.setStatus(stage ? TEXT.waitingFor(stage) : TEXT.waitingBehind(place), "waiting");
+  }
+
+  showReconnecting() {
+    this.setStatus(TEXT.reconnecting, "waiting");
   }
 
   showProgress(progress, thinkingSeconds) {
-    this.root.classList.toggle("thinking", progress.thinking);
-    if (progress.thinking) this.setChip(`Thinking … ${seconds(thinkingSeconds)}`);
-    else if (progress.reasoning_tokens) this.setChip(`Thought for ${seconds(thinkingSeconds)}`);
+    // Quick has no budget: what it is busy with before its first token is the answer
+    const isThinking = progress.thinking && progress.thinking_budget > 0;
+    this.root.classList.toggle("thinking", isThinking);
+    if (isThinking) this.setChip(TEXT.thinking(thinkingSeconds));
+    else if (progress.reasoning_tokens) this.setChip(TEXT.thoughtFor(thinkingSeconds));
+    const isBeginning = !isThinking && progress.answer_tokens === 0;
+    this.setStatus(isBeginning ? TEXT.writing : "", "waiting");
   }
 
-  showEnding(run) {
-    const text = run.error?.message ?? ENDINGS[run.state] ?? "";
+  setStatus(text, kind = "") {
+    if (this.status.textContent === text) return;
     this.status.textContent = text;
-    this.status.classList.toggle("bad", run.state === "failed");
+    this.status.className = text ? `status ${kind === "failed" ? "failed bad" : kind}` : "status";
+    if (text && kind === "failed") this.status.prepend(icon("warning"));
   }
 
   showNotes(notes) {
@@ -78,25 +80,42 @@ export class AnswerView {
     this.notes.replaceChildren(...shown.map((note) => element("p", { className: "note", text: note.text })));
   }
 
-  showActions(run) {
-    const copy = button("Copy", async () => {
-      await copyText(this.text);
-      copy.textContent = "Copied";
-      setTimeout(() => (copy.textContent = "Copy"), 1500);
-    });
+  showActions({ state, usage, timing }) {
     this.actions.replaceChildren();
-    if (this.text) this.actions.append(copy);
-    if (run.state !== "done") this.actions.append(button("Ask again", () => this.onAgain(this)));
-    const { usage, timing } = run;
-    if (usage && timing?.tokens_per_s) {
-      const figures = `${count(usage.answer_tokens)} tokens · ${timing.tokens_per_s.toFixed(1)} tok/s`;
+    if (this.text) this.actions.append(this.copyButton());
+    if (state !== "done") this.actions.append(action("again", TEXT.askAgain, () => this.onAgain(this)));
+    if (usage?.answer_tokens && timing?.tokens_per_s) {
+      const figures = `${TEXT.tokens(usage.answer_tokens)} · ${TEXT.rate(timing.tokens_per_s)}`;
       this.actions.append(element("span", { className: "figures", text: figures }));
     }
     this.actions.hidden = !this.actions.childElementCount;
+  }
+
+  copyButton() {
+    const made = action("copy", TEXT.copy, async () => {
+      await copyText(this.text);
+      flash(made.lastElementChild, TEXT.copied);
+    });
+    return made;
   }
 
   setChip(text) {
     this.chip.hidden = false;
     if (this.chip.textContent !== text) this.chip.textContent = text;
   }
+}
+
+function action(iconName, text, onclick) {
+  const made = element("button", { type: "button", onclick }, element("span", { text }));
+  made.prepend(icon(iconName));
+  return made;
+}
+
+/** What a code block's button copies: a long block goes on in the elements behind it. */
+export function wholeCode(block) {
+  let text = block.querySelector("code").textContent;
+  for (let next = block.nextElementSibling; next?.matches(".code.cont"); next = next.nextElementSibling) {
+    text += next.querySelector("code").textContent;
+  }
+  return text;
 }

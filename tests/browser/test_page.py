@@ -40,7 +40,8 @@ def test_the_reasoning_arrives_live_in_the_panel_and_then_the_answer_in_the_chat
     expect(page.locator(".reasoning-text strong")).to_have_text("more")
     expect(page.locator(".reasoning-text .tail")).to_have_text("And now")
     expect(page.locator(".chip")).to_have_text(re.compile(r"Thinking … \d+ s"))
-    expect(page.locator(".stats")).to_have_text(re.compile(r"\d+ s · \d+ tokens"))
+    expect(page.locator(".stats")).to_have_text(re.compile(r"\d+ s · [\d.]+ tok/s"))
+    expect(page.locator(".budget-text")).to_have_text("6 of 256 tokens")
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.locator(".answer-text")).to_have_text("")
     live_server.release()
@@ -142,7 +143,7 @@ def test_thought_for_opens_the_reasoning_of_its_own_message(live_server: LiveSer
     answer(page)
     ask(page, "second")
     expect(page.locator(".answer-text").nth(1)).to_have_text("answer B")
-    expect(page.locator(".actions")).to_have_count(2)
+    expect(page.locator(".actions:visible")).to_have_count(2)
     page.reload()
     page.locator(".chip").nth(0).click()
     expect(page.locator(".reasoning-text")).to_have_text("thoughts A")
@@ -252,7 +253,7 @@ def test_a_conversation_near_the_windows_end_says_what_the_next_message_leaves_o
     page = opens()
     for number in range(2):
         ask(page, f"{number} " + "word " * 200)
-        expect(page.locator(".actions")).to_have_count(number + 1)
+        expect(page.locator(".actions:visible")).to_have_count(number + 1)
     expect(page.locator("#composer .notice")).to_contain_text("will not see the oldest question")
 
 

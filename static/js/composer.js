@@ -1,0 +1,98 @@
+// The composer: the text, how long to think, Send or Stop, and what there is to say right above them.
+
+import { element, icon } from "./dom.js";
+import { TEXT } from "./texts.js";
+
+export class Composer {
+  /** `input`, `effort` and `send` are Gradio's; `onSend` gets nothing and reads `text`. */
+  constructor(host, { input, effort, send }, { onSend, onStop, announcer, pill }) {
+    Object.assign(this, { host, input, effort, sendButton: send, onSend, onStop });
+    this.isLive = false;
+    this.notices = element("div", { className: "notices" });
+    host.prepend(pill, this.notices);
+    host.append(element("p", { className: "hint", text: TEXT.hint }), announcer);
+    input.setAttribute("aria-label", TEXT.question);
+    effort.setAttribute("role", "radiogroup");
+    effort.setAttribute("aria-label", TEXT.effort);
+    // Capture: Gradio's own handler for Enter must not see it
+    input.addEventListener("keydown", (event) => this.onKey(event), { capture: true });
+    input.addEventListener("input", () => input.value && this.alert(""));
+    send.addEventListener("click", (event) => this.onClick(event));
+  }
+
+  get text() {
+    return this.input.value;
+  }
+
+  set text(text) {
+    this.input.value = text;
+    // Gradio sizes the box and keeps its own copy on input
+    this.input.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  get chosenEffort() {
+    return this.effort.querySelector("input:checked")?.value ?? "normal";
+  }
+
+  onKey(event) {
+    // 229: the Enter that ends a composition in Safari comes after it
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (!this.isLive) this.onSend();
+  }
+
+  onClick(event) {
+    // The second click of a double click on Send would land on Stop
+    if (event.detail > 1) return;
+    if (this.isLive) this.onStop();
+    else this.onSend();
+  }
+
+  /** Send or Stop. */
+  setLive(isLive) {
+    this.isLive = isLive;
+    const label = isLive ? TEXT.stop : TEXT.send;
+    if (this.sendButton.textContent.trim() !== label) this.sendButton.textContent = label;
+    this.sendButton.classList.toggle("stop", isLive);
+  }
+
+  setBusy(isBusy) {
+    this.sendButton.disabled = isBusy;
+  }
+
+  /** What went wrong with the last thing the person did; "" takes it away. */
+  alert(message) {
+    this.problem?.remove();
+    this.problem = message ? notice([message], { isBad: true }) : null;
+    if (this.problem) this.notices.append(this.problem);
+  }
+
+  showModel({ state, problem, remedy, efforts }) {
+    const sentences = state === "failed" ? [problem, remedy] : [];
+    // An alert that is put in anew at every poll would be read aloud at every poll
+    if (this.modelProblem?.textContent !== (sentences.join("") || undefined)) {
+      this.modelProblem?.remove();
+      this.modelProblem = sentences.length ? notice(sentences, { isBad: true }) : null;
+      if (this.modelProblem) this.notices.prepend(this.modelProblem);
+    }
+    for (const { name, thinking_tokens: tokens } of efforts) {
+      const label = this.effort.querySelector(`input[value="${name}"]`)?.closest("label");
+      if (label) label.title = TEXT.effortTokens(tokens);
+    }
+  }
+
+  /** What of the conversation the next message leaves out. */
+  showContext(context) {
+    this.contextNotice?.remove();
+    const turns = context?.turns_left_out_next ?? 0;
+    this.contextNotice = turns ? notice([TEXT.leavesOut(turns)]) : null;
+    if (this.contextNotice) this.notices.append(this.contextNotice);
+  }
+}
+
+function notice(sentences, { isBad = false } = {}) {
+  const texts = element("div", {}, ...sentences.map((text) => element("p", { text })));
+  if (!isBad) return element("div", { className: "notice" }, texts);
+  return element("div", { className: "notice bad", role: "alert" }, icon("warning"), texts);
+}

@@ -1,0 +1,85 @@
+// A run that is going on: its events go into its answer in the chat and, while the panel shows it, into the panel.
+
+import { RunReader } from "./reader.js";
+
+const CLOCK_MS = 250;
+
+export class LiveRun {
+  /** `onDone` gets the done event; `onLost` hears that the stream ended without one; `onHeard`, that it speaks. */
+  constructor(answer, panel, { onDone, onLost, onHeard, onAnswerNow }) {
+    this.id = answer.run.id;
+    this.answer = answer;
+    this.panel = panel;
+    this.state = answer.run;
+    this.isConnected = true;
+    this.onHeard = onHeard;
+    answer.showState(this.state);
+    answer.blocks.reset();
+    panel.startLive(answer.id, onAnswerNow);
+    this.reader = new RunReader(this.id, {
+      state: (state) => this.onState(state),
+      block: ({ channel, html }) => this.textOf(channel)?.block(html),
+      tail: ({ channel, html }) => this.textOf(channel)?.showTail(html),
+      note: ({ text }) => this.textOf("reasoning")?.note(text),
+      resplit: () => this.reset([], []),
+      snapshot: (snapshot) => this.onSnapshot(snapshot),
+      progress: (progress) => this.onProgress(progress),
+      connected: (isConnected) => this.onConnected(isConnected),
+      done: onDone,
+      lost: onLost,
+    });
+    this.timer = setInterval(() => this.showProgress(), CLOCK_MS);
+  }
+
+  /** Where a channel's text goes; nowhere while the panel shows another message. */
+  textOf(channel) {
+    if (channel === "answer") return this.answer.blocks;
+    return this.panel.owner === this.answer.id ? this.panel.blocks : null;
+  }
+
+  reset(reasoning, answer) {
+    this.textOf("reasoning")?.reset(reasoning);
+    this.answer.blocks.reset(answer);
+  }
+
+  onState(state) {
+    this.state = state;
+    this.answer.showState(state);
+  }
+
+  onSnapshot(snapshot) {
+    this.onState(snapshot);
+    this.reset(snapshot.reasoning.blocks, snapshot.answer.blocks);
+    for (const { text } of snapshot.notes) this.textOf("reasoning")?.note(text);
+    if (snapshot.progress) this.onProgress(snapshot.progress);
+  }
+
+  onProgress(progress) {
+    this.progress = progress;
+    this.progressAt = performance.now();
+    this.showProgress();
+  }
+
+  onConnected(isConnected) {
+    if (isConnected) this.onHeard();
+    if (isConnected === this.isConnected) return;
+    this.isConnected = isConnected;
+    if (isConnected) this.answer.showState(this.state);
+    else this.answer.showReconnecting();
+  }
+
+  /** Between two progress events our own clock runs on. */
+  showProgress() {
+    const { progress } = this;
+    if (!progress || !this.isConnected) return;
+    const since = progress.thinking ? (performance.now() - this.progressAt) / 1000 : 0;
+    this.answer.showProgress(progress, progress.thinking_s + since);
+    if (!progress.thinking) this.panel.makeRoom();
+    if (this.panel.owner === this.answer.id) this.panel.setProgress(progress, progress.thinking_s + since);
+  }
+
+  close() {
+    this.reader.close();
+    clearInterval(this.timer);
+  }
+}
