@@ -49,6 +49,118 @@ class Forbidden(PonderError):
     status = 403
 
 
+class UnknownHost(PonderError):
+    """The request names a host that is not ours: a proxy that is not set up, or a rebound name."""
+
+    code = "unknown_host"
+    status = 400
+
+
+class SignedOut(PonderError):
+    """The cookie of an account whose session has ended."""
+
+    code = "signed_out"
+    status = 401
+
+
+class SignInFirst(PonderError):
+    """Guests are off here."""
+
+    code = "sign_in_first"
+    status = 401
+
+
+class WrongPassword(PonderError):
+    """The name and the password, or the code, do not fit. Says no more, so that names cannot be tried out."""
+
+    code = "wrong_password"
+    status = 401
+
+
+class ConfirmFirst(PonderError):
+    """Needs a password or provider check of the last minutes; `details["methods"]` says which this person has."""
+
+    code = "confirm_first"
+    status = 403
+
+
+class Disabled(PonderError):
+    """An admin has disabled this account."""
+
+    code = "disabled"
+    status = 403
+
+
+class RegistrationClosed(PonderError):
+    """The operator takes no new accounts."""
+
+    code = "registration_closed"
+    status = 403
+
+
+class BadUsername(PonderError):
+    """A name that breaks a rule; the message says which."""
+
+    code = "bad_username"
+    status = 422
+
+
+class BadPassword(PonderError):
+    """A password that breaks a rule; the message says which."""
+
+    code = "bad_password"
+    status = 422
+
+
+class UsernameTaken(PonderError):
+    """Somebody has that name, or one that looks like it."""
+
+    code = "username_taken"
+    status = 409
+
+
+class IdentityTaken(PonderError):
+    """A provider's identity that is another account's."""
+
+    code = "identity_taken"
+    status = 409
+
+
+class LastWayIn(PonderError):
+    """Without this nobody could sign in to the account."""
+
+    code = "last_way_in"
+    status = 409
+
+
+class NotYourself(PonderError):
+    """An admin cannot disable, demote or delete themselves: nobody might be left."""
+
+    code = "not_yourself"
+    status = 409
+
+
+class TooManyAttempts(PonderError):
+    """Tried too often; `details["retry_after_s"]` says when again."""
+
+    code = "too_many_attempts"
+    status = 429
+
+
+class TooManyRuns(PonderError):
+    """More runs of one person at once than they may have."""
+
+    code = "too_many_runs"
+    status = 429
+
+
+class QuotaUsedUp(PonderError):
+    """More runs in a day than this person may have; `details["retry_after_s"]` says when again."""
+
+    code = "quota_used_up"
+    status = 429
+
+
 class EmptyText(PonderError):
     """A message without a visible character."""
 

@@ -74,6 +74,8 @@ def _build(settings: Settings) -> _Server:
         access_log=False,
         timeout_graceful_shutdown=_DRAIN_S,
         server_header=False,
+        # X-Forwarded-For is counted from the right by app/routes/access.py; uvicorn would believe its left end
+        proxy_headers=False,
     )
     return _Server(config, services.runs)
 
@@ -82,3 +84,6 @@ def _set_up_logs(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # At DEBUG these write PKCE verifiers, tokens, headers and queries
+    for talkative in ("authlib", "httpcore", "hpack", "sqlalchemy", "multipart", "asyncio"):
+        logging.getLogger(talkative).setLevel(max(logging.INFO, logging.getLogger().level))

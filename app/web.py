@@ -1,5 +1,6 @@
 """The one place where the parts are built and joined. Decides nothing else."""
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -12,14 +13,21 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from app.accounts.guests import Guests
+from app.accounts.attempts import Attempts
+from app.accounts.identities import Identities
+from app.accounts.keys import keyed, read_secret
+from app.accounts.local import LocalAccounts
+from app.accounts.retention import Retention
+from app.accounts.sessions import Sessions
 from app.config import Settings
 from app.engine.base import Engine
 from app.errors import BadRequest, NotFound, PonderError
 from app.history.database import Database
+from app.history.people import People
 from app.history.store import Store
-from app.routes import conversations, health, runs
-from app.routes.access import Services
+from app.history.usage import Usage
+from app.routes import admin, auth, conversations, health, me, privacy, providers, runs
+from app.routes.access import Services, appearance
 from app.routes.guards import Guards, error_response
 from app.runs.service import RunService
 
@@ -37,11 +45,26 @@ def build_services(settings: Settings, engine: Engine) -> Services:
 
     Raises:
         StorageFailed: the database cannot be opened.
+        BadSetting: the server's secret cannot be used.
     """
     database = Database(settings.resolved_database_url)
     database.migrate()
-    store = Store(database)
-    return Services(settings, engine, store, Guests(store), RunService(settings, engine, store))
+    secret = read_secret(settings)
+    store, people = Store(database), People(database)
+    attempts = Attempts(database, secret, settings.new_guests_per_hour)
+    return Services(
+        settings=settings,
+        secret=secret,
+        engine=engine,
+        store=store,
+        people=people,
+        usage=Usage(database),
+        sessions=Sessions(people, attempts, settings),
+        local=LocalAccounts(people, attempts),
+        identities=Identities(people, attempts, settings),
+        retention=Retention(database, people, settings),
+        runs=RunService(settings, engine, store),
+    )
 
 
 def build_app(services: Services) -> FastAPI:
@@ -55,18 +78,26 @@ def build_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.runs.start()
+        purging = asyncio.create_task(services.retention.run())
         yield
+        purging.cancel()
         await services.runs.close()
+        services.local.close()
         services.store.database.close()
 
     app: FastAPI = Server(title="Ponder", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.services = services
-    for part in (health, conversations, runs):
+    app.state.providers = providers.Providers(services.settings)
+    for part in (health, me, auth, providers, conversations, runs, admin, privacy):
         app.include_router(part.router)
     app.mount("/ponder", StaticFiles(directory=STATIC), name="ponder")
     _translate_errors(app)
-    mount_page(app)
-    app.add_middleware(Guards, base_url=services.settings.base_url)
+    mount_page(app, lambda request: appearance(request, services))
+    secret = keyed(services.secret, "provider sign-in")
+    app.add_middleware(
+        providers.AuthCookie, secret=secret, is_https=services.settings.public_url.startswith("https://")
+    )
+    app.add_middleware(Guards, settings=services.settings)
     return app
 
 

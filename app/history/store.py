@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from app.errors import ConversationBusy, NotFound
 from app.history.database import Database
-from app.history.tables import ConversationTable, MessageTable, PersonTable, RunTable, SessionTable
+from app.history.tables import ConversationTable, MessageTable, RunTable
+from app.history.usage import Allowance, count_usage, refuse_too_much
 
 OPEN_STATES = ("queued", "running")
 _TITLE_CHARS = 60
@@ -106,7 +107,8 @@ def new_id() -> str:
     return uuid4().hex
 
 
-def _now() -> datetime:
+def now() -> datetime:
+    """This moment, in UTC."""
     return datetime.now(UTC)
 
 
@@ -116,27 +118,11 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    # People
-
-    def person_of(self, token_hash: str) -> str | None:
-        """The id of the person whose cookie's token has this hash."""
-        with self.database.reading() as db:
-            return db.scalar(select(SessionTable.person_id).where(SessionTable.token_hash == token_hash))
-
-    def add_guest(self, token_hash: str) -> str:
-        """A new guest with this cookie; their id."""
-        person = PersonTable(id=new_id(), kind="guest", created_at=_now())
-        with self.database.writing() as db:
-            db.add(person)
-            db.flush()
-            db.add(SessionTable(token_hash=token_hash, person_id=person.id, created_at=_now()))
-        return person.id
-
     # Conversations
 
     def add_conversation(self, owner_id: str, title: str = "") -> Conversation:
         """An empty conversation."""
-        row = ConversationTable(id=new_id(), owner_id=owner_id, title=title, created_at=_now(), updated_at=_now())
+        row = ConversationTable(id=new_id(), owner_id=owner_id, title=title, created_at=now(), updated_at=now())
         with self.database.writing() as db:
             db.add(row)
         return _conversation(row, None)
@@ -227,12 +213,14 @@ class Store:
         client_key: str,
         effort: str,
         options: dict[str, Any],
+        allowance: Allowance,
     ) -> Accepted:
         """Put a message, its empty answer and its queued run into the database, in one transaction.
 
         Raises:
             NotFound: no such conversation or parent, or somebody else's.
             ConversationBusy: a run is open in this conversation.
+            TooManyRuns, QuotaUsedUp: the person's allowance has no room for it.
         """
         with self.database.writing() as db:
             known = _accepted(db, owner_id, client_key)
@@ -247,7 +235,8 @@ class Store:
                     MessageTable.conversation_id == conversation.id
                 )
             )
-            now = _now()
+            moment = now()
+            refuse_too_much(db, owner_id, allowance, moment)
             question = MessageTable(
                 id=new_id(),
                 conversation_id=conversation.id,
@@ -255,7 +244,7 @@ class Store:
                 position=(position or 0) + 1,
                 role="user",
                 text=text,
-                created_at=now,
+                created_at=moment,
             )
             answer = MessageTable(
                 id=new_id(),
@@ -263,7 +252,7 @@ class Store:
                 parent_id=question.id,
                 position=(position or 0) + 2,
                 role="assistant",
-                created_at=now,
+                created_at=moment,
             )
             run = RunTable(
                 id=new_id(),
@@ -274,14 +263,15 @@ class Store:
                 state="queued",
                 effort=effort,
                 options=options,
-                created_at=now,
+                created_at=moment,
             )
             for row in (question, answer, run):
                 db.add(row)
                 db.flush()
             conversation.leaf_id = answer.id
-            conversation.updated_at = now
+            conversation.updated_at = moment
             conversation.title = conversation.title or title_from(text)
+            count_usage(db, owner_id, moment, runs=1)
             return Accepted(question.id, answer.id, run.id, is_new=True)
 
     def run(self, owner_id: str, run_id: str) -> Run:
@@ -319,7 +309,7 @@ class Store:
                 "state": ending.state,
                 "error_code": ending.error_code,
                 "error_message": ending.error_message,
-                "ended_at": _now(),
+                "ended_at": now(),
             }
             texts |= {
                 "html": ending.html,
@@ -327,11 +317,16 @@ class Store:
                 "renderer_version": ending.renderer_version,
             }
         with self.database.writing() as db:
-            answer_id = db.scalar(select(RunTable.answer_id).where(RunTable.id == run_id))
-            if answer_id is None:
+            run = db.execute(
+                select(RunTable.answer_id, RunTable.owner_id, RunTable.ended_at).where(RunTable.id == run_id)
+            ).first()
+            if run is None:
                 return
-            db.execute(update(MessageTable).where(MessageTable.id == answer_id).values(**texts))
+            db.execute(update(MessageTable).where(MessageTable.id == run.answer_id).values(**texts))
             db.execute(update(RunTable).where(RunTable.id == run_id).values(**values))
+            if ending is not None and run.ended_at is None:
+                tokens = {name: int(written.usage.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
+                count_usage(db, run.owner_id, now(), **{ending.state: 1}, **tokens)
 
     def interrupt_open_runs(self) -> int:
         """At the start: whatever was open when the last process ended is interrupted. How many there were."""
@@ -339,10 +334,13 @@ class Store:
             found = db.execute(
                 update(RunTable)
                 .where(RunTable.state.in_(OPEN_STATES))
-                .values(state="interrupted", ended_at=_now())
-                .returning(RunTable.id)
-            )
-            return len(found.all())
+                .values(state="interrupted", ended_at=now())
+                .returning(RunTable.owner_id, RunTable.usage)
+            ).all()
+            for owner_id, usage in found:
+                tokens = {name: int(usage.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
+                count_usage(db, owner_id, now(), interrupted=1, **tokens)
+        return len(found)
 
 
 def title_from(text: str) -> str:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint, text
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint, false, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -48,23 +48,96 @@ Id = String(32)
 
 
 class PersonTable(Table):
-    """Who owns things. A guest is a person with a cookie and no name."""
+    """Who owns things. A guest is a person with a cookie and no name; an account has a username or an identity.
+
+    `username_key` is the username folded so that two people cannot have names that look the same.
+    """
 
     __tablename__ = "people"
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
+    username: Mapped[str | None] = mapped_column(String(64))
+    username_key: Mapped[str | None] = mapped_column(String(64), unique=True, index=True)
+    # What a provider calls them, to greet them by; says nothing about who they are
+    display_name: Mapped[str] = mapped_column(String(64), default="", server_default="")
+    password_hash: Mapped[str | None] = mapped_column(String(200))
+    is_admin: Mapped[bool] = mapped_column(default=False, server_default=false())
+    is_disabled: Mapped[bool] = mapped_column(default=False, server_default=false())
+    runs_per_day: Mapped[int | None] = mapped_column(Integer)
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
+    notice_version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    notice_accepted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
 class SessionTable(Table):
-    """A signed-in browser: the hash of its cookie's token, never the token."""
+    """A browser that is known: the hash of its cookie's token, never the token.
+
+    `last_seen_at` is exact to the hour; `verified_at` is when its password or provider was last checked.
+    """
 
     __tablename__ = "sessions"
 
     token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(Id, unique=True, index=True)
     person_id: Mapped[str] = mapped_column(Id, ForeignKey("people.id", ondelete="CASCADE"), index=True)
+    agent: Mapped[str] = mapped_column(String(80), default="", server_default="")
     created_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime] = mapped_column(index=True)
+    verified_at: Mapped[datetime | None]
+
+
+class IdentityTable(Table):
+    """A provider's word for who somebody is: the issuer and its subject, nothing else."""
+
+    __tablename__ = "identities"
+    __table_args__ = (UniqueConstraint("issuer", "subject", name="uq_identities_issuer_subject"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    person_id: Mapped[str] = mapped_column(Id, ForeignKey("people.id", ondelete="CASCADE"), index=True)
+    issuer: Mapped[str] = mapped_column(String(255))
+    subject: Mapped[str] = mapped_column(String(255))
+    provider: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class RecoveryCodeTable(Table):
+    """The hash of a code that sets a new password once."""
+
+    __tablename__ = "recovery_codes"
+
+    code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    person_id: Mapped[str] = mapped_column(Id, ForeignKey("people.id", ondelete="CASCADE"), index=True)
+
+
+class CounterTable(Table):
+    """Attempts counted under a keyed hash; `expires_at` in seconds of the epoch, as `limits` counts them."""
+
+    __tablename__ = "counters"
+
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    count: Mapped[int] = mapped_column(Integer)
+    expires_at: Mapped[float] = mapped_column(index=True)
+
+
+class UsageTable(Table):
+    """What a person used on a day (UTC), apart from the runs: deleting a chat gives nothing back.
+
+    No foreign key: the numbers of people who are gone are kept under the person "".
+    """
+
+    __tablename__ = "usage"
+
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    person_id: Mapped[str] = mapped_column(Id, primary_key=True, index=True)
+    runs: Mapped[int] = mapped_column(Integer, default=0)
+    done: Mapped[int] = mapped_column(Integer, default=0)
+    stopped: Mapped[int] = mapped_column(Integer, default=0)
+    failed: Mapped[int] = mapped_column(Integer, default=0)
+    interrupted: Mapped[int] = mapped_column(Integer, default=0)
+    reasoning_tokens: Mapped[int] = mapped_column(Integer, default=0)
+    answer_tokens: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class ConversationTable(Table):
@@ -114,7 +187,7 @@ class RunTable(Table):
     __table_args__ = (
         UniqueConstraint("owner_id", "client_key", name="uq_runs_client_key"),
         Index("uq_runs_one_open", "conversation_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
-        Index("ix_runs_open", "state", sqlite_where=_OPEN, postgresql_where=_OPEN),
+        Index("ix_runs_open", "state", "owner_id", sqlite_where=_OPEN, postgresql_where=_OPEN),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)

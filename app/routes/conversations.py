@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.accounts.settings import PersonSettings, settings_of
 from app.history.store import Conversation, StoredMessage
-from app.routes.access import MaybePerson, Person, PersonOrGuest, Serving
+from app.routes.access import CallerOrGuest, MaybePerson, Person, Serving, SomeCaller, allowance_of
 from app.routes.runs import run_json
 from app.runs.live import Options
 from app.runs.shown import answer_html, reasoning_html
@@ -25,9 +26,9 @@ class NewConversation(_Body):
 
 
 class RunOptions(_Body):
-    """How a message shall be answered; what is left out is the model's own advice."""
+    """How a message shall be answered; what is left out is the person's setting, else the model's own advice."""
 
-    effort: Literal["quick", "normal", "deep"] = "normal"
+    effort: Literal["quick", "normal", "deep"] | None = None
     thinking_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -47,9 +48,9 @@ class NewMessage(_Body):
 
 
 @router.post("/conversations", status_code=201)
-def add_conversation(body: NewConversation, person_id: PersonOrGuest, serving: Serving) -> dict[str, Any]:
+def add_conversation(body: NewConversation, caller: CallerOrGuest, serving: Serving) -> dict[str, Any]:
     """A new, empty conversation; whoever is unknown becomes a guest."""
-    return _item(serving.store.add_conversation(person_id, body.title.strip()))
+    return _item(serving.store.add_conversation(caller.person_id, body.title.strip()))
 
 
 @router.get("/conversations")
@@ -92,17 +93,18 @@ async def delete_conversation(conversation_id: str, person_id: Person, serving: 
 
 @router.post("/conversations/{conversation_id}/messages", status_code=202)
 async def add_message(
-    conversation_id: str, body: NewMessage, person_id: Person, serving: Serving
+    conversation_id: str, body: NewMessage, caller: SomeCaller, serving: Serving
 ) -> dict[str, str | int]:
     """Take a message; its run is in line when this returns."""
     accepted = await serving.runs.accept(
-        person_id,
+        caller.person_id,
         conversation_id,
         body.text,
         parent_id=body.parent_id,
         is_parent_given="parent_id" in body.model_fields_set,
         client_key=body.client_key,
-        options=Options(**body.options.model_dump()),
+        options=_options(body.options, settings_of(caller.settings)),
+        allowance=allowance_of(caller, serving.settings),
     )
     return {
         "message_id": accepted.message_id,
@@ -121,6 +123,20 @@ async def get_reasoning(message_id: str, person_id: Person, serving: Serving) ->
         "html": reasoning_html(message),
         "notes": message.run.notes if message.run else [],
     }
+
+
+def _options(asked: RunOptions, settings: PersonSettings) -> Options:
+    """What was asked for with the message, else what the person has set."""
+    own = {
+        "effort": settings.effort,
+        "system_prompt": settings.system_prompt or None,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "min_p": settings.min_p,
+    }
+    given = {name: value for name, value in asked.model_dump().items() if value is not None}
+    return Options(**{**own, **given})
 
 
 def _item(conversation: Conversation) -> dict[str, Any]:

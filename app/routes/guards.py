@@ -4,31 +4,38 @@ Plain ASGI, so that event streams pass through untouched.
 """
 
 import re
+import socket
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import Forbidden, NotFound, PonderError, TextTooLarge
+from app.config import Settings, is_loopback
+from app.errors import Forbidden, NotFound, PonderError, TextTooLarge, UnknownHost
 
-_POLICY = "; ".join(
-    [
-        "default-src 'self'",
-        "script-src 'self'",
-        # Gradio writes style attributes and style elements
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'self'",
-        "object-src 'none'",
-        "frame-ancestors 'self'",
-    ]
-)
+_POLICY = [
+    "default-src 'self'",
+    "script-src 'self'",
+    # Gradio writes style attributes and style elements
+    "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:",
+    "font-src 'self' data:",
+    "connect-src 'self'",
+    "form-action 'self'",
+    "base-uri 'self'",
+    "object-src 'none'",
+]
+_SCRIPTLESS_POLICY = [
+    "default-src 'none'",
+    "style-src 'self'",
+    "img-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+]
+_SCRIPTLESS_PATHS = frozenset({"/privacy"})
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -37,22 +44,37 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MOST_BODY_BYTES = 2 * 1024 * 1024
 # Without handlers Gradio's page needs neither its queue nor its heartbeat, which would hold a connection open
 _OPEN_PATHS = re.compile(
-    r"/(?:$|api/|ponder/|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/info$)"
+    r"/(?:$|api/|auth/|ponder/|privacy$|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/info$)"
 )
+# What is one person's, or says who they are
+_PRIVATE_PATHS = re.compile(r"/(?:$|api/|auth/)")
+# Asked by machines under whatever name they know us by; they tell nothing
+_ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 def error_response(error: PonderError) -> JSONResponse:
     """The JSON body and the status of an error."""
     body = {"code": error.code, "message": error.message, **error.details}
-    return JSONResponse({"error": body}, status_code=error.status)
+    headers = {"Retry-After": str(error.details["retry_after_s"])} if "retry_after_s" in error.details else None
+    return JSONResponse({"error": body}, status_code=error.status, headers=headers)
 
 
 class Guards:
     """Refuses what must not reach a route, and puts the security headers on every response."""
 
-    def __init__(self, app: ASGIApp, base_url: str = "") -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._base_origin = "{0.scheme}://{0.netloc}".format(urlsplit(base_url)) if base_url else ""
+        self._settings = settings
+        self._base_origin = settings.base_url
+        self._base_host = urlsplit(settings.base_url).hostname or ""
+        machine = socket.gethostname().lower()
+        self._own_names = {settings.host.lower(), machine, f"{machine}.local", f"{machine}.lan", f"{machine}.home.arpa"}
+        ancestors = ["frame-ancestors " + " ".join(["'self'", *settings.frame_origins])]
+        self._policy = "; ".join(_POLICY + ancestors)
+        self._scriptless_policy = "; ".join(_SCRIPTLESS_POLICY + ancestors)
+        self._headers = dict(_HEADERS)
+        if settings.base_url.startswith("https://"):
+            self._headers["Strict-Transport-Security"] = "max-age=31536000"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,9 +89,11 @@ class Guards:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 found = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in self._headers.items():
                     found[name] = value
-                if scope["path"].startswith("/api/") and "cache-control" not in found:
+                is_scriptless = scope["path"] in _SCRIPTLESS_PATHS
+                found["Content-Security-Policy"] = self._scriptless_policy if is_scriptless else self._policy
+                if _PRIVATE_PATHS.match(scope["path"]) and "no-store" not in found.get("cache-control", ""):
                     found["Cache-Control"] = "no-store"
                 # Gradio answers any origin that asks; nobody but our own page has business here
                 for name in list(found.keys()):
@@ -83,6 +107,11 @@ class Guards:
             await error_response(_too_large())(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Headers) -> PonderError | None:
+        if scope["path"] not in _ANY_HOST_PATHS and not self._is_own_host(headers.get("host", "")):
+            return UnknownHost(
+                "This server does not know the name it was called by. "
+                "Whoever runs it sets PONDER_BASE_URL to its address."
+            )
         if not _OPEN_PATHS.match(scope["path"]):
             return NotFound("There is nothing at this address.")
         if scope["method"] not in _SAFE_METHODS and not self._is_own_page(scope, headers):
@@ -92,6 +121,18 @@ class Guards:
             return _too_large()
         return None
 
+    def _is_own_host(self, host: str) -> bool:
+        """The name in the settings and this machine; without one, any number too: only names can be rebound."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        if is_loopback(name) or (name and name == self._base_host):
+            return True
+        if self._base_host:
+            return False
+        return name in self._own_names or _is_number(name)
+
     def _is_own_page(self, scope: Scope, headers: Headers) -> bool:
         """Fetch metadata where the browser sends it, else Origin; a program without a cookie has nothing to lose."""
         site = headers.get("sec-fetch-site")
@@ -99,9 +140,17 @@ class Guards:
             return site in ("same-origin", "none")
         origin = headers.get("origin")
         if origin is not None:
-            own = {self._base_origin} if self._base_origin else {f"{scope['scheme']}://{headers.get('host', '')}"}
-            return origin in own
+            own = f"{scope['scheme']}://{headers.get('host', '')}"
+            return origin == (self._base_origin or own)
         return "cookie" not in headers
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class _BodyTooLarge(Exception):

@@ -1,6 +1,7 @@
 """Runs: their state, their orders, their event stream."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import orjson
@@ -8,12 +9,13 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
 from app.history.store import Run
-from app.routes.access import Person, Serving
+from app.routes.access import Person, Serving, SomeCaller
 from app.runs.live import Order
 from app.runs.log import Event
 
 router = APIRouter(prefix="/api/runs")
 _RETRY_MS = 1000
+_CHECK_EVERY_S = 4.0
 
 
 @router.get("/{run_id}")
@@ -38,17 +40,18 @@ async def answer_now(run_id: str, person_id: Person, serving: Serving) -> dict[s
 @router.get("/{run_id}/events")
 async def events(
     run_id: str,
-    person_id: Person,
+    caller: SomeCaller,
     serving: Serving,
     last_event_id: Annotated[str | None, Header()] = None,
     after: Annotated[int, Query(ge=0)] = 0,
 ) -> StreamingResponse:
     """The run as server-sent events, behind `Last-Event-ID` or `after`."""
-    serving.runs.run(person_id, run_id)
+    serving.runs.run(caller.person_id, run_id)
     if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
         after = int(last_event_id)
+    batches = serving.runs.follow(caller.person_id, run_id, after)
     return StreamingResponse(
-        _stream(serving.runs.follow(person_id, run_id, after)),
+        _stream(batches, lambda: serving.sessions.is_open(caller.session_id)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"},
     )
@@ -75,9 +78,15 @@ async def _order(run_id: str, person_id: str, serving: Serving, order: Order) ->
     return run_json(run, place)
 
 
-async def _stream(batches: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
+async def _stream(batches: AsyncIterator[list[Event]], is_allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """The events, until the run or the session is over; the stream would outlive the check its request began with."""
     yield b"retry: %d\n\n" % _RETRY_MS
+    checked = time.monotonic()
     async for batch in batches:
+        if time.monotonic() - checked > _CHECK_EVERY_S:
+            checked = time.monotonic()
+            if not is_allowed():
+                return
         yield b"".join(map(_sse, batch)) if batch else b": still here\n\n"
 
 

@@ -23,6 +23,7 @@ from app.errors import (
     TextTooLarge,
 )
 from app.history.store import OPEN_STATES, Accepted, Run, Store, StoredMessage, branch
+from app.history.usage import Allowance
 from app.reasoning.window import FittedPrompt, fit
 from app.runs.live import LiveRun, Options, Order, run_of, unavailable
 from app.runs.log import Event
@@ -34,6 +35,7 @@ _KEEP_LOG_S = 60.0
 _SAVE_AGAIN_S = 5
 _LONG_REPLAY = 200
 _NEXT_MESSAGE_TOKENS = 200
+_NO_LIMIT = Allowance()
 _log = logging.getLogger(__name__)
 
 
@@ -109,6 +111,7 @@ class RunService:
         is_parent_given: bool,
         client_key: str,
         options: Options,
+        allowance: Allowance = _NO_LIMIT,
     ) -> AcceptedRun:
         """Take a message: it is in the database, and its run in line, when this returns.
 
@@ -118,6 +121,7 @@ class RunService:
             EmptyText, TextTooLarge, PromptTooLong: nothing was kept of it.
             NotFound: no such conversation or parent, or not this person's.
             ConversationBusy: a run is open there.
+            TooManyRuns, QuotaUsedUp: the person's allowance has no room for it.
             QueueFull, ModelUnavailable, StorageFailed: not now.
         """
         text = self._checked(text)
@@ -143,6 +147,7 @@ class RunService:
             client_key=client_key,
             effort=options.effort,
             options={name: value for name, value in asdict(options).items() if value is not None},
+            allowance=allowance,
         )
         if accepted.is_new:
             run = LiveRun(
@@ -165,9 +170,7 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        stored = self._store.run(owner_id, run_id)
-        live = self._live.get(run_id)
-        return stored, max(0, live.place) if live else 0
+        return self._store.run(owner_id, run_id), self.place(run_id)
 
     async def order(self, owner_id: str, run_id: str, order: Order) -> None:
         """Stop a run, or have it answer now. Orders that come too late are ignored.
@@ -176,6 +179,9 @@ class RunService:
             NotFound: no such run, or not this person's.
         """
         self._store.run(owner_id, run_id)
+        await self._order(run_id, order)
+
+    async def _order(self, run_id: str, order: Order) -> None:
         run = self._live.get(run_id)
         if run is None or run.state not in OPEN_STATES:
             return
@@ -188,6 +194,32 @@ class RunService:
             return
         run.inbox.put_nowait(order)
 
+    async def stop(self, owner_id: str, run_id: str) -> None:
+        """Stop a run and wait until it is over.
+
+        Raises:
+            NotFound: no such run, or not this person's.
+        """
+        self._store.run(owner_id, run_id)
+        await self._stop(run_id)
+
+    async def stop_all_of(self, owner_id: str) -> None:
+        """Stop every run of a person and wait until all are over; their rows may be gone already."""
+        for run in list(self._live.values()):
+            if run.owner_id == owner_id:
+                await self._stop(run.id)
+
+    def move(self, from_id: str, to_id: str) -> None:
+        """Runs of one person that go on are another's now, as their rows are."""
+        for run in self._live.values():
+            if run.owner_id == from_id:
+                run.owner_id = to_id
+
+    def place(self, run_id: str) -> int:
+        """How many runs go before this one."""
+        live = self._live.get(run_id)
+        return max(0, live.place) if live else 0
+
     async def delete_conversation(self, owner_id: str, conversation_id: str) -> None:
         """Stop its run, then remove it.
 
@@ -196,10 +228,7 @@ class RunService:
         """
         conversation, _ = self._store.conversation(owner_id, conversation_id)
         if conversation.running_run_id is not None:
-            await self.order(owner_id, conversation.running_run_id, "stop")
-            task = self._running.get(conversation.running_run_id)
-            if task is not None:
-                await asyncio.wait([task])
+            await self.stop(owner_id, conversation.running_run_id)
         await asyncio.to_thread(self._store.delete_conversation, owner_id, conversation_id)
 
     async def follow(self, owner_id: str, run_id: str, after: int) -> AsyncIterator[list[Event]]:
@@ -247,6 +276,12 @@ class RunService:
 
     # Inside
 
+    async def _stop(self, run_id: str) -> None:
+        await self._order(run_id, "stop")
+        task = self._running.get(run_id)
+        if task is not None:
+            await asyncio.wait([task])
+
     def _checked(self, text: str) -> str:
         if not text.strip():
             raise EmptyText("Write something first.")
@@ -280,9 +315,7 @@ class RunService:
             return None  # its process is being started again; the run waits for it
 
     def _as_accepted(self, accepted: Accepted) -> AcceptedRun:
-        live = self._live.get(accepted.run_id)
-        place = max(0, live.place) if live else 0
-        return AcceptedRun(accepted.message_id, accepted.answer_id, accepted.run_id, place)
+        return AcceptedRun(accepted.message_id, accepted.answer_id, accepted.run_id, self.place(accepted.run_id))
 
     def _advance(self) -> None:
         """Give free slots to those who wait, and tell the others where they stand."""

@@ -7,7 +7,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from app.config import VERSION
-from app.ui.head import EarlyHead
+from app.ui.head import Appearance, EarlyHead
 from app.ui.theme import theme
 
 _STYLES = ("math.css", "code.css", "ponder.css")
@@ -52,8 +52,8 @@ def build_page() -> gr.Blocks:
     return page
 
 
-def mount_page(app: FastAPI) -> None:
-    """Put the page at the root of the app."""
+def mount_page(app: FastAPI, appearance: Appearance) -> None:
+    """Put the page at the root of the app; `appearance` says in which language and theme a request gets it."""
     gr.mount_gradio_app(
         app,
         build_page(),
@@ -66,7 +66,7 @@ def mount_page(app: FastAPI) -> None:
         pwa=False,
         enable_monitoring=False,
     )
-    app.add_middleware(EarlyHead, head=_head())
+    app.add_middleware(EarlyHead, head=_head(), appearance=appearance)
 
 
 def _head() -> str:

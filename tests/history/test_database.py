@@ -11,6 +11,7 @@ from sqlalchemy import event, inspect, text
 
 from app.errors import StorageFailed
 from app.history.database import Database
+from app.history.people import People
 from app.history.store import Store
 from app.history.tables import Table
 
@@ -31,13 +32,15 @@ def test_migrations_go_down_to_nothing_and_up_again(store: Store) -> None:
         command.downgrade(config, "base")
         assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
         command.upgrade(config, "head")
-    assert store.add_guest("hash")
+    assert People(store.database).add_guest("hash")
 
 
 def test_migrating_twice_changes_nothing(store: Store) -> None:
-    person = store.add_guest("hash")
+    person = People(store.database).add_guest("hash")
     store.database.migrate()
-    assert store.person_of("hash") == person
+    caller = People(store.database).caller("hash")
+    assert caller is not None
+    assert caller.person_id == person
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_a_failed_transaction_leaves_nothing_behind(store: Store) -> None:
 
 
 def test_writers_of_two_threads_queue_instead_of_failing(store: Store) -> None:
-    owner = store.add_guest("hash")
+    owner = People(store.database).add_guest("hash")
     errors: list[Exception] = []
 
     def write() -> None:
@@ -76,7 +79,7 @@ def test_writers_of_two_threads_queue_instead_of_failing(store: Store) -> None:
 
 
 def test_a_full_disk_is_said_in_a_sentence(store: Store) -> None:
-    owner = store.add_guest("hash")
+    owner = People(store.database).add_guest("hash")
     with store.database.engine.connect() as connection:
         pages = connection.execute(text("PRAGMA page_count")).scalar()
     store.database.engine.dispose()

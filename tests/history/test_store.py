@@ -1,14 +1,23 @@
 import pytest
 
 from app.errors import ConversationBusy, NotFound
+from app.history.people import People
 from app.history.store import Accepted, Ending, Store, Written, branch, title_from
+from app.history.usage import Allowance
 
 
 def accept(store: Store, owner: str, conversation: str, text: str = "Why?", **changes: str | None) -> Accepted:
     parent_id = changes.get("parent_id")
     key = changes.get("client_key") or f"key-{text}"
     return store.accept(
-        owner, conversation, text, parent_id=parent_id, client_key=key, effort="normal", options={"effort": "normal"}
+        owner,
+        conversation,
+        text,
+        parent_id=parent_id,
+        client_key=key,
+        effort="normal",
+        options={"effort": "normal"},
+        allowance=Allowance(),
     )
 
 
@@ -19,12 +28,12 @@ def end(store: Store, run_id: str, text: str = "Because.", state: str = "done") 
 
 @pytest.fixture
 def owner(store: Store) -> str:
-    return store.add_guest("a" * 64)
+    return People(store.database).add_guest("a" * 64)
 
 
 @pytest.fixture
 def stranger(store: Store) -> str:
-    return store.add_guest("b" * 64)
+    return People(store.database).add_guest("b" * 64)
 
 
 def test_an_accepted_message_is_there_with_an_empty_answer_and_a_queued_run(store: Store, owner: str) -> None:

@@ -203,7 +203,7 @@ def test_the_guest_cookie_is_random_and_out_of_reach_of_scripts(new_client: Call
     first = new_client().post("/api/conversations", json={}).headers["set-cookie"]
     second = new_client().post("/api/conversations", json={}).headers["set-cookie"]
     assert "HttpOnly" in first
-    assert "SameSite=lax" in first
+    assert "SameSite=Lax" in first
     assert "Path=/" in first
     assert first.split(";")[0] != second.split(";")[0]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from app.config import Settings
+from app.history.people import People
 from app.history.store import Store, StoredMessage
 from app.runs.live import Options
 from app.runs.log import Event
@@ -63,7 +64,7 @@ def in_world(settings: Settings, store: Store) -> Callable[[Body], None]:
         engine = ScriptedEngine()
         runs = RunService(settings, engine, store)
         await runs.start()
-        owner = store.add_guest("a" * 64)
+        owner = People(store.database).add_guest("a" * 64)
         yield World(runs, engine, store, owner, store.add_conversation(owner).id)
         await runs.close()
 

@@ -4,6 +4,7 @@ import pytest
 
 from app.engine.base import EngineStatus
 from app.errors import ConversationBusy, EmptyText, ModelUnavailable, NotFound, PromptTooLong, QueueFull, TextTooLarge
+from app.history.people import People
 from app.runs.log import Event
 from tests.runs.conftest import Body, World
 from tests.scripted import CLOSE, CLOSING_WORDS, HOLD
@@ -306,7 +307,7 @@ def test_nobody_orders_or_follows_another_persons_run(in_world: InWorld, order: 
         world.engine.scripts.append(f"{HOLD}{CLOSE}mine")
         accepted = await world.send()
         await world.until(accepted.run_id, "state", state="running")
-        stranger = world.store.add_guest("b" * 64)
+        stranger = People(world.store.database).add_guest("b" * 64)
         with pytest.raises(NotFound):
             await world.runs.order(stranger, accepted.run_id, order)  # type: ignore[arg-type]
         with pytest.raises(NotFound):

@@ -1,0 +1,46 @@
+"""Usernames: any one script, nothing invisible, and no two that look or fold the same."""
+
+import unicodedata
+
+from app.errors import BadUsername
+
+SHORTEST, LONGEST = 3, 32
+_MARKS = "._-"
+_LONGEST_TYPED = 200
+
+
+def checked_username(typed: str) -> tuple[str, str]:
+    """The name as it is shown, and the key it is unique by.
+
+    Raises:
+        BadUsername: a rule is not met; the message says which.
+    """
+    if len(typed) > _LONGEST_TYPED:
+        raise BadUsername(f"A name has at most {LONGEST} characters.")
+    shown = unicodedata.normalize("NFKC", typed.strip())
+    if not SHORTEST <= len(shown) <= LONGEST:
+        raise BadUsername(f"A name has {SHORTEST} to {LONGEST} characters.")
+    for character in shown:
+        if unicodedata.category(character)[0] not in "LMN" and character not in _MARKS:
+            raise BadUsername("A name has letters, digits, dots, dashes and underscores, and nothing else.")
+    if unicodedata.category(shown[0])[0] != "L":
+        raise BadUsername("A name begins with a letter.")
+    if len(_scripts(shown)) > 1:
+        raise BadUsername("A name is written in one alphabet: letters of several can look the same.")
+    return shown, username_key(shown)
+
+
+def username_key(name: str) -> str:
+    """What a name is looked up by; folding may change the form, so it is normalized on both sides."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name[:_LONGEST_TYPED].strip()).casefold())
+    return folded[:64]
+
+
+def _scripts(name: str) -> set[str]:
+    """The scripts of the letters, by the first word of their Unicode names; Japanese and Korean mix theirs."""
+    words = {
+        unicodedata.name(letter, "?").split()[0].split("-")[0]
+        for letter in name
+        if unicodedata.category(letter)[0] == "L"
+    }
+    return {"CJK" if word in ("HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO") else word for word in words}
