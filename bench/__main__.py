@@ -1,6 +1,6 @@
 """`make bench`: every figure that needs no GPU, in one run."""
 
-from bench import page, render, server, streamer
+from bench import login, page, render, server, streamer
 
 
 def main() -> None:
@@ -10,6 +10,7 @@ def main() -> None:
         ("Streamer", streamer.main),
         ("Renderer", render.main),
         ("Server", server.main),
+        ("Login", login.main),
         ("Page", page.main),
     ):
         print(f"\n## {name}", flush=True)

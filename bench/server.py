@@ -16,6 +16,7 @@ import psutil
 
 from bench.steady import Script, steady_ponder
 
+OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
 _EVENT = re.compile(rb"(?:id: (\d+)\n)?event: (\w+)\ndata: (.*)\n\n")
 
 
@@ -27,9 +28,11 @@ class Seen:
     bytes: int = 0
     gaps: int = 0
     lags_s: list[float] = field(default_factory=list)
+    heard_at: list[float] = field(default_factory=list)
 
 
-async def _read(url: str, cookie: str, run_id: str, seen: Seen) -> None:
+async def read_run(url: str, cookie: str, run_id: str, seen: Seen) -> None:
+    """Read a run to its end."""
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(
@@ -52,25 +55,31 @@ async def _read(url: str, cookie: str, run_id: str, seen: Seen) -> None:
             if match[2] == b"delta":
                 stamps = [float(stamp) for stamp in re.findall(rb"(\d+\.\d{4}) ", match[3])]
                 # What was written before this reader came is a replay, not a delay
-                seen.lags_s += [now - stamp for stamp in stamps if stamp > begun]
+                lags = [now - stamp for stamp in stamps if stamp > begun]
+                seen.lags_s += lags
+                seen.heard_at += [now] * len(lags)
             if match[2] == b"done":
                 writer.close()
                 return
         *_, rest = _EVENT.split(rest)
 
 
-async def _all(url: str, process: psutil.Process, streams: int) -> None:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+async def begin_runs(url: str, streams: int) -> tuple[str, list[str]]:
+    """A guest's cookie and as many runs of theirs, all going on."""
+    async with httpx.AsyncClient(base_url=url, timeout=60, headers=OWN_PAGE) as client:
         runs = []
         for number in range(streams):
-            conversation = (await client.post("/api/conversations", json={}, headers=_OWN)).json()["id"]
+            conversation = (await client.post("/api/conversations", json={})).json()["id"]
             body = {"text": "Go.", "client_key": f"bench-{number:08}"}
-            path = f"/api/conversations/{conversation}/messages"
-            runs.append((await client.post(path, json=body, headers=_OWN)).json()["run_id"])
-        cookie = client.cookies["ponder"]
+            runs.append((await client.post(f"/api/conversations/{conversation}/messages", json=body)).json()["run_id"])
+        return client.cookies["ponder"], runs
+
+
+async def _all(url: str, process: psutil.Process, streams: int) -> None:
+    cookie, runs = await begin_runs(url, streams)
     seen = Seen()
     cpu_before, start = sum(process.cpu_times()[:2]), time.monotonic()
-    await asyncio.gather(*(_read(url, cookie, run_id, seen) for run_id in runs))
+    await asyncio.gather(*(read_run(url, cookie, run_id, seen) for run_id in runs))
     cpu_s, wall_s = sum(process.cpu_times()[:2]) - cpu_before, time.monotonic() - start
     lags = sorted(seen.lags_s)
     figures = [
@@ -78,18 +87,15 @@ async def _all(url: str, process: psutil.Process, streams: int) -> None:
         f"{seen.events / wall_s:,.0f}",
         f"{cpu_s / max(1, seen.events) * 1e6:,.0f}",
         f"{cpu_s / wall_s:.2f}",
-        f"{_at(lags, 0.5):.0f}",
-        f"{_at(lags, 0.99):.0f}",
+        f"{at(lags, 0.5):.0f}",
+        f"{at(lags, 0.99):.0f}",
         f"{seen.gaps}",
         f"{process.memory_info().rss / 2**20:,.0f}",
     ]
     print("| " + " | ".join(figures) + " |")
 
 
-_OWN = {"Sec-Fetch-Site": "same-origin"}
-
-
-def _at(values: list[float], share: float) -> float:
+def at(values: list[float], share: float) -> float:
     """A percentile in milliseconds."""
     return values[int(share * (len(values) - 1))] * 1000 if values else 0.0
 

@@ -122,6 +122,17 @@ class LocalAccounts:
         )
         return Registered(person_id, codes)
 
+    def require(self, username: str) -> Credentials:
+        """The account of this name.
+
+        Raises:
+            BadUsername: nobody has it.
+        """
+        found = self._people.credentials(username_key(username))
+        if found is None:
+            raise BadUsername(f"Nobody here is called {username}.")
+        return found
+
     def reset_now(self, username: str, password: str) -> list[str]:
         """A new password for whoever runs the server to hand out; ends all sessions, gives new codes.
 
@@ -129,9 +140,7 @@ class LocalAccounts:
             BadUsername: nobody has this name.
             BadPassword: a rule is not met.
         """
-        found = self._people.credentials(username_key(username))
-        if found is None:
-            raise BadUsername(f"Nobody here is called {username}.")
+        found = self.require(username)
         codes = new_codes()
         hashed = passwords.hashed(passwords.checked_password(password, username))
         self._people.set_password(found.person_id, hashed, code_hashes=[hash_of_code(code) for code in codes])

@@ -213,7 +213,7 @@ class Usage:
     def totals(self) -> Totals:
         """What there is in all."""
         with self.database.reading() as db:
-            kinds = dict(db.execute(select(PersonTable.kind, func.count()).group_by(PersonTable.kind)).tuples().all())
+            kinds = dict(db.execute(select(PersonTable.kind, func.count()).group_by(PersonTable.kind)).all())
             disabled = db.scalar(select(func.count()).where(PersonTable.is_disabled.is_(True)))
             counts = [
                 db.scalar(select(func.count()).select_from(table)) or 0
@@ -241,27 +241,21 @@ def _members(db: Session, rows: list[PersonTable], moment: datetime) -> list[Mem
             select(SessionTable.person_id, func.max(SessionTable.last_seen_at))
             .where(SessionTable.person_id.in_(ids))
             .group_by(SessionTable.person_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     chats = dict(
         db.execute(
             select(ConversationTable.owner_id, func.count())
             .where(ConversationTable.owner_id.in_(ids))
             .group_by(ConversationTable.owner_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     runs = dict(
         db.execute(
             select(UsageTable.person_id, UsageTable.runs).where(
                 UsageTable.person_id.in_(ids), UsageTable.day == day_of(moment)
             )
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     return [
         Member(

@@ -20,6 +20,9 @@ from app.history.store import Store
 from app.history.usage import Allowance, Usage
 from app.runs.service import RunService
 
+# Outlives its session, so that whoever comes back late is told that they were signed out
+_COOKIE_AGE_S = int(ABSOLUTE.total_seconds()) + 30 * 24 * 3600
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -76,7 +79,7 @@ def set_cookie(request: Request, response: Response, settings: Settings, token: 
     parts = [
         f"{cookie_name(is_secure=is_secure)}={token}",
         "Path=/",
-        f"Max-Age={int(ABSOLUTE.total_seconds()) if token else 0}",
+        f"Max-Age={_COOKIE_AGE_S if token else 0}",
         "HttpOnly",
         "SameSite=None" if is_framed else "SameSite=Lax",
     ]

@@ -7,8 +7,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import event, inspect, text
+from sqlalchemy import Connection, event, inspect, text
 
+from app.config import Settings
 from app.errors import StorageFailed
 from app.history.database import Database
 from app.history.people import People
@@ -101,3 +102,47 @@ def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageFailed, match="PONDER_DATA_DIR"):
         Database(f"sqlite:///{tmp_path}/file/ponder.sqlite")
+
+
+def _rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
+    tables = ("people", "sessions", "conversations", "messages", "runs")
+    return {
+        table: [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1"))] for table in tables
+    }
+
+
+def test_accounts_come_to_a_filled_database_and_go_without_losing_a_row(settings: Settings) -> None:
+    database = Database(settings.resolved_database_url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    moment = "2026-11-01 10:00:00.000000"
+    with database.engine.execution_options(is_writer=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text(f"INSERT INTO people VALUES ('p', 'guest', '{moment}')"))
+        connection.execute(text(f"INSERT INTO sessions VALUES ('{'h' * 64}', 'p', '{moment}')"))
+        connection.execute(text(f"INSERT INTO conversations VALUES ('c', 'p', 'Why?', 'm', '{moment}', '{moment}')"))
+        connection.execute(
+            text(f"INSERT INTO messages VALUES ('m', 'c', NULL, 1, 'user', 'Why?', '', '', '', 0, '{moment}')")
+        )
+        connection.execute(
+            text(
+                "INSERT INTO runs VALUES ('r', 'p', 'c', 'm', 'key', 'done', '', 'normal', "
+                f"'{{}}', '[]', '{{}}', '{{}}', '', '', 0, '{moment}', NULL)"
+            )
+        )
+        before = _rows(connection)
+    database.migrate()
+    with database.engine.begin() as connection:
+        after = _rows(connection)
+    assert {table: len(rows) for table, rows in after.items()} == {table: len(rows) for table, rows in before.items()}
+    for table in ("conversations", "messages", "runs"):
+        assert after[table] == before[table]
+    caller = People(database).caller("h" * 64)
+    assert caller is not None
+    assert (caller.person_id, caller.kind, caller.session_id) == ("p", "guest", "h" * 32)
+    with database.engine.execution_options(is_writer=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        assert _rows(connection) == before
+    database.close()

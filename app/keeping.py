@@ -1,0 +1,77 @@
+"""What whoever runs the server does at its command line: make an admin, reset a password, purge.
+
+Works on the database directly, also while the server runs. A password is asked for twice at a terminal, and read from
+one line of standard input otherwise; it is never an argument, which others could see in the list of processes.
+"""
+
+import getpass
+import sys
+
+from app.accounts.attempts import Attempts
+from app.accounts.keys import read_secret
+from app.accounts.local import LocalAccounts
+from app.accounts.names import username_key
+from app.accounts.retention import Retention
+from app.config import read_settings
+from app.errors import BadPassword
+from app.history.database import Database
+from app.history.people import People
+from app.history.usage import Usage
+
+
+def create_admin(name: str) -> int:
+    """Make an account that is an admin; an account of that name becomes one and signs in anew."""
+    database, people, local = _open()
+    found = people.credentials(username_key(name))
+    if found is not None:
+        Usage(database).change(found.person_id, {"is_admin": True, "is_disabled": False})
+        print(f"{name} is an admin now and has to sign in again.")
+        return 0
+    made = local.register_now(name, _ask_password(), is_admin=True)
+    print(f"The admin {name} is made.")
+    _print_codes(made.recovery_codes)
+    return 0
+
+
+def reset_password(name: str) -> int:
+    """A new password for an account; all its sessions end, and its old recovery codes are void."""
+    _, _, local = _open()
+    local.require(name)
+    codes = local.reset_now(name, _ask_password())
+    print(f"{name} has a new password and has to sign in again.")
+    _print_codes(codes)
+    return 0
+
+
+def purge(*, is_dry: bool) -> int:
+    """Remove what is over its time, or only count it."""
+    settings = read_settings()
+    database, people, _ = _open()
+    purged = Retention(database, people, settings).purge(is_dry=is_dry)
+    verb = "would be removed" if is_dry else "removed"
+    print(f"{purged.guests} guests, {purged.sessions} sessions, {purged.counters} counters {verb}")
+    return 0
+
+
+def _open() -> tuple[Database, People, LocalAccounts]:
+    settings = read_settings()
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    people = People(database)
+    attempts = Attempts(database, read_secret(settings), settings.new_guests_per_hour)
+    return database, people, LocalAccounts(people, attempts)
+
+
+def _ask_password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\n")
+    password = getpass.getpass("New password: ")
+    if getpass.getpass("Once more: ") != password:
+        raise BadPassword("The two are not the same. Nothing was changed.")
+    return password
+
+
+def _print_codes(codes: list[str]) -> None:
+    print("Recovery codes, each good for one new password. They are shown this once:")
+    for code in codes:
+        print(f"  {code}")

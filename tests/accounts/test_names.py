@@ -1,0 +1,40 @@
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.accounts.names import checked_username, username_key
+from app.errors import BadUsername
+
+
+@pytest.mark.parametrize("name", ["ada", "Ada.L", "ÄÖÜ", "张三丰", "田中さん", "Анна", "jean-luc_2", "  ada  "])
+def test_names_of_every_alphabet_are_taken(name: str) -> None:
+    assert checked_username(name)[0] == name.strip()
+
+
+UNSEEN = ["a\u202edc", "z\u200bw", "z\u00adw", "ad\x00a", "a\ud800b", "😀😀😀"]
+MIXED = ["аdа", "adaα"]
+SAME = [("Ada", "aDA"), ("straße", "STRASSE"), ("ﬁsh", "fish"), ("é" * 3, "e\u0301" * 3)]
+
+
+@pytest.mark.parametrize("name", ["ab", "x" * 33, "x" * 4000, "1ada", "-ada", "a b c", "<b>", *UNSEEN, *MIXED])
+def test_what_cannot_be_seen_or_told_apart_is_refused(name: str) -> None:
+    with pytest.raises(BadUsername):
+        checked_username(name)
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_names_that_fold_the_same_are_the_same(one: str, other: str) -> None:
+    assert checked_username(one)[1] == checked_username(other)[1] == username_key(other)
+
+
+@given(st.text(max_size=300))
+def test_whatever_is_typed_is_a_name_or_refused(typed: str) -> None:
+    try:
+        shown, key = checked_username(typed)
+    except BadUsername:
+        return
+    assert 3 <= len(shown) <= 32
+    assert unicodedata.is_normalized("NFKC", shown)
+    assert username_key(shown) == key == username_key(key)
