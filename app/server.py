@@ -82,8 +82,9 @@ def _build(settings: Settings) -> _Server:
 
 def _set_up_logs(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("alembic", "httpx", "uvicorn.error"):
+    # At INFO sqlalchemy writes the values of every query, httpx the addresses with their parameters
+    for chatty in ("alembic", "httpx", "sqlalchemy", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # At DEBUG these write PKCE verifiers, tokens, headers and queries
-    for talkative in ("authlib", "httpcore", "hpack", "sqlalchemy", "multipart", "asyncio"):
+    for talkative in ("authlib", "httpcore", "hpack", "multipart"):
         logging.getLogger(talkative).setLevel(max(logging.INFO, logging.getLogger().level))

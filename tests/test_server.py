@@ -96,3 +96,60 @@ def _ready_once_settled(url: str) -> httpx.Response:
             return answer
         time.sleep(0.1)
     pytest.fail("the model neither loaded nor failed")
+
+
+def test_the_log_at_debug_holds_nothing_that_people_wrote_or_may_not_be_known(tmp_path: Path) -> None:
+    """Sign up, sign in wrong and right, chat, fail, stop: then read everything the server has said."""
+    with free_port() as (_, port):
+        pass
+    log = tmp_path / "log"
+    secrets = [
+        "seven green bicycles",
+        "a wrong guess 77",
+        "marker-question",
+        "marker-title",
+        "marker-system",
+        "marker-name",
+    ]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)],
+            cwd=ROOT,
+            env=environment(tmp_path, PONDER_LOG_LEVEL="DEBUG", PONDER_SECRET_KEY="0123456789abcdef" * 4),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_up(url)
+            with httpx.Client(base_url=url, headers={"Sec-Fetch-Site": "same-origin"}) as client:
+                account = {"username": "marker-name", "password": secrets[0]}
+                made = client.post("/auth/register", json=account)
+                secrets += made.json()["recovery_codes"]
+                secrets.append(client.cookies["ponder"])
+                client.post("/auth/login", json={"username": "marker-name", "password": secrets[1]})
+                client.post("/auth/login", json=account)
+                secrets.append(client.cookies["ponder"])
+                conversation = client.post("/api/conversations", json={"title": "marker-title"}).json()["id"]
+                body = {"text": "marker-question", "client_key": "k" * 8, "options": {"system_prompt": "marker-system"}}
+                client.post(f"/api/conversations/{conversation}/messages", json=body)
+                client.get("/api/conversations", params={"cursor": "marker-question"})
+                client.post("/auth/login", content=b"{marker-question")
+                client.get("/auth/nobody/callback", params={"code": "marker-question", "state": "marker-question"})
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(START_S) == 0
+    said = log.read_text()
+    assert "DEBUG" in said
+    assert not [secret for secret in [*secrets, "0123456789abcdef" * 4] if secret in said]
+
+
+def _wait_until_up(url: str) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        try:
+            if httpx.get(f"{url}/healthz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise TimeoutError(f"{url} did not come up")

@@ -49,7 +49,8 @@ class Database:
                 f"The folder of the database {self.url.database} cannot be made: {error.strerror}. "
                 "Set PONDER_DATA_DIR to a folder that can be written."
             ) from error
-        self.engine: Engine = create_engine(self.url)
+        # Neither logs nor tracebacks shall hold what people wrote
+        self.engine: Engine = create_engine(self.url, hide_parameters=True)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)

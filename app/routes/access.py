@@ -1,7 +1,9 @@
 """Who is asking: the person from the cookie, and from nothing else in the request."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -20,6 +22,7 @@ from app.history.store import Store
 from app.history.usage import Allowance, Usage
 from app.runs.service import RunService
 
+_log = logging.getLogger(__name__)
 # Outlives its session, so that whoever comes back late is told that they were signed out
 _COOKIE_AGE_S = int(ABSOLUTE.total_seconds()) + 30 * 24 * 3600
 
@@ -97,6 +100,8 @@ def address_of(request: Request, settings: Settings) -> str:
     whatever a client wrote into it stands further left. IPv6 networks count as one address."""
     peer = request.client.host if request.client else "unknown"
     hops = settings.trusted_proxies
+    if not hops and "x-forwarded-for" in request.headers:
+        _warn_of_a_proxy()
     if hops:
         said = [part.strip() for line in request.headers.getlist("x-forwarded-for") for part in line.split(",")]
         peer = said[-hops] if len(said) >= hops else peer
@@ -107,6 +112,12 @@ def address_of(request: Request, settings: Settings) -> str:
     if found.version == 6 and found.ipv4_mapped is None:
         return ":".join(found.exploded.split(":")[:4])
     return str(found.ipv4_mapped or found) if found.version == 6 else str(found)
+
+
+@cache
+def _warn_of_a_proxy() -> None:
+    """Once: anybody can send the header, so it alone proves nothing."""
+    _log.warning("requests carry X-Forwarded-For: if a proxy of yours writes it, set PONDER_TRUSTED_PROXIES=1")
 
 
 async def address(request: Request, serving: Serving) -> str:
