@@ -9,7 +9,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import aliased
 
-from app.accounts.sessions import ABSOLUTE
+from app.accounts.sessions import ABSOLUTE, IDLE
 from app.config import Settings
 from app.errors import StorageFailed
 from app.history.database import Database
@@ -19,7 +19,6 @@ from app.history.tables import CounterTable, PersonTable, SessionTable
 
 _BATCH = 100
 _EVERY_S = 3600
-_IDLE = timedelta(days=14)
 _log = logging.getLogger(__name__)
 
 
@@ -89,7 +88,7 @@ class Retention:
         is_guest = SessionTable.person_id.in_(guests)
         return or_(
             SessionTable.created_at < now() - ABSOLUTE,
-            ~is_guest & (SessionTable.last_seen_at < now() - _IDLE - timedelta(hours=1)),
+            ~is_guest & (SessionTable.last_seen_at < now() - IDLE - timedelta(hours=1)),
             is_guest & (SessionTable.last_seen_at < now() - self._guest_days - timedelta(hours=1)),
         )
 

@@ -12,7 +12,7 @@ from app.history.people import Caller, People
 from app.history.store import now
 
 ABSOLUTE = timedelta(days=60)
-_IDLE = timedelta(days=14)
+IDLE = timedelta(days=14)
 _RENEW_GUEST_AFTER = timedelta(days=30)
 _RECENT = timedelta(minutes=10)
 _LONGEST_AGENT = 300
@@ -109,7 +109,7 @@ class Sessions:
 
     def _is_alive(self, caller: Caller) -> bool:
         moment = now()
-        idle = self._guest_idle if caller.kind == "guest" else _IDLE
+        idle = self._guest_idle if caller.kind == "guest" else IDLE
         # `last_seen_at` is up to an hour early
         return moment - caller.created_at < ABSOLUTE and moment - caller.last_seen_at < idle + timedelta(hours=1)
 
