@@ -22,6 +22,13 @@ class PonderError(Exception):
         self.details = details
 
 
+class InternalError(PonderError):
+    """A bug of ours; its traceback is in the log."""
+
+    code = "internal"
+    status = 500
+
+
 class BadSetting(PonderError):
     """A setting that cannot be used; names its key. Stops the start."""
 
@@ -54,6 +61,13 @@ class UnknownHost(PonderError):
 
     code = "unknown_host"
     status = 400
+
+
+class HeadersTooLarge(PonderError):
+    """More bytes of headers than a browser of ours sends."""
+
+    code = "headers_too_large"
+    status = 431
 
 
 class SignedOut(PonderError):

@@ -7,14 +7,41 @@ import socket
 import sys
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.config import Settings, read_settings
 from app.engine.process import EngineProcess
 from app.errors import PonderError
+from app.routes.guards import MOST_HEAD_BYTES
 from app.runs.service import RunService
 from app.web import build_app, build_services
 
 _DRAIN_S = 20
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn's fast parser keeps headers of any size; this one hangs up on a head that does not end."""
+
+    _is_in_head = True
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_in_head:
+            super().data_received(data)
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The headers of this request are too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head, self._head_bytes = False, 0
+        super().on_headers_complete()
 
 
 class _Server(uvicorn.Server):
@@ -66,18 +93,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(settings: Settings) -> _Server:
     services = build_services(settings, EngineProcess(settings))
-    config = uvicorn.Config(
-        build_app(services),
-        host=settings.host,
-        port=settings.port,
+    config = http_config(build_app(services), settings.port, host=settings.host, drain_s=_DRAIN_S)
+    return _Server(config, services.runs)
+
+
+def http_config(app: FastAPI, port: int, *, host: str = "127.0.0.1", drain_s: int = 5) -> uvicorn.Config:
+    """How Ponder is served, by `python app.py` as by the tests."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=BoundedHttp,
+        ws="none",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_graceful_shutdown=drain_s,
         server_header=False,
         # X-Forwarded-For is counted from the right by app/routes/access.py; uvicorn would believe its left end
         proxy_headers=False,
     )
-    return _Server(config, services.runs)
 
 
 def _set_up_logs(settings: Settings) -> None:

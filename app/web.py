@@ -1,7 +1,6 @@
 """The one place where the parts are built and joined. Decides nothing else."""
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,16 +27,11 @@ from app.history.store import Store
 from app.history.usage import Usage
 from app.routes import admin, auth, conversations, health, me, privacy, providers, runs
 from app.routes.access import Services, appearance
-from app.routes.guards import Guards, error_response
+from app.routes.guards import Guards, error_response, too_large
 from app.runs.service import RunService
 
 STATIC = Path(__file__).parents[1] / "static"
-_log = logging.getLogger(__name__)
-
-
-class _InternalError(PonderError):
-    code = "internal"
-    status = 500
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def build_services(settings: Settings, engine: Engine) -> Services:
@@ -90,6 +84,9 @@ def build_app(services: Services) -> FastAPI:
     app.state.providers = providers.Providers(services.settings)
     for part in (health, me, auth, providers, conversations, runs, admin, privacy):
         app.include_router(part.router)
+    for prefix in ("/api", "/auth"):
+        # Before Gradio's page, which would answer for whatever is left over
+        app.add_api_route(f"{prefix}/{{rest:path}}", _nothing, methods=_METHODS, include_in_schema=False)
     app.mount("/ponder", StaticFiles(directory=STATIC), name="ponder")
     _translate_errors(app)
     mount_page(app, lambda request: appearance(request, services))
@@ -99,6 +96,10 @@ def build_app(services: Services) -> FastAPI:
     )
     app.add_middleware(Guards, settings=services.settings)
     return app
+
+
+async def _nothing() -> None:
+    raise NotFound("There is nothing at this address.")
 
 
 def _translate_errors(app: FastAPI) -> None:
@@ -116,10 +117,7 @@ def _translate_errors(app: FastAPI) -> None:
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return error_response(NotFound("There is nothing at this address."))
+        if error.status_code == 413:
+            return error_response(too_large())
         body = {"error": {"code": "bad_request", "message": f"{error.detail}."}}
         return JSONResponse(body, status_code=error.status_code)
-
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(_InternalError("Something went wrong on the server. Your text is still here; try again."))

@@ -125,13 +125,14 @@ def _serve(make_script: Callable[[], Script], slots: int, port: int, folder: str
     import uvicorn
 
     from app.config import Settings
+    from app.server import http_config
     from app.web import build_app, build_services
 
     settings = Settings(
         data_dir=Path(folder), cache_dir=Path(folder), max_waiting_runs=10_000, guest_runs_at_once=10_000
     )
     app = build_app(build_services(settings, SteadyEngine(make_script(), slots)))
-    uvicorn.run(app, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    uvicorn.Server(http_config(app, port, drain_s=1)).run()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import uvicorn
 from app.config import Settings
 from app.engine.base import EngineStatus
 from app.routes.access import Services
+from app.server import http_config
 from app.web import build_app, build_services
 from tests.scripted import ScriptedEngine
 
@@ -42,8 +43,7 @@ class LiveServer:
 def serving(settings: Settings, engine: ScriptedEngine) -> Iterator[LiveServer]:
     """Serve while the `with` lasts."""
     services = build_services(settings, engine)
-    config = uvicorn.Config(build_app(services), port=0, log_config=None, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(build_app(services), port=0))
     started = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -106,7 +106,7 @@ def address_of(request: Request, settings: Settings) -> str:
         said = [part.strip() for line in request.headers.getlist("x-forwarded-for") for part in line.split(",")]
         peer = said[-hops] if len(said) >= hops else peer
     try:
-        found = ip_address(peer)
+        found = ip_address(peer.partition("%")[0])
     except ValueError:
         return peer[:64]
     if found.version == 6 and found.ipv4_mapped is None:

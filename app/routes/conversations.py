@@ -43,7 +43,7 @@ class NewMessage(_Body):
 
     text: str
     client_key: str = Field(min_length=8, max_length=64)
-    parent_id: str | None = None
+    parent_id: str | None = Field(default=None, max_length=64)
     options: RunOptions = RunOptions()
 
 

@@ -3,17 +3,19 @@
 Plain ASGI, so that event streams pass through untouched.
 """
 
+import logging
 import re
 import socket
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.config import Settings, is_loopback
-from app.errors import Forbidden, NotFound, PonderError, TextTooLarge, UnknownHost
+from app.errors import Forbidden, HeadersTooLarge, InternalError, NotFound, PonderError, TextTooLarge, UnknownHost
 
 _POLICY = [
     "default-src 'self'",
@@ -40,12 +42,17 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_log = logging.getLogger(__name__)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+MOST_HEAD_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 2 * 1024 * 1024
 # Without handlers Gradio's page needs neither its queue nor its heartbeat, which would hold a connection open
 _OPEN_PATHS = re.compile(
     r"/(?:$|api/|auth/|ponder/|privacy$|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/info$)"
 )
+_WRITABLE_PATHS = re.compile(r"/(?:api|auth)/")
+# No file's name is longer, and the operating system's word for that is an error
+_LONGEST_NAME = 200
 # What is one person's, or says who they are
 _PRIVATE_PATHS = re.compile(r"/(?:$|api/|auth/)")
 # Asked by machines under whatever name they know us by; they tell nothing
@@ -86,8 +93,12 @@ class Guards:
         target: ASGIApp = error_response(refusal) if refusal else self._app
         bounded = _Bounded(receive)
 
+        has_begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 found = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     found[name] = value
@@ -103,10 +114,15 @@ class Guards:
 
         try:
             await target(scope, bounded, send_with_headers)
-        except _BodyTooLarge:
-            await error_response(_too_large())(scope, receive, send_with_headers)
+        except Exception:
+            if has_begun:
+                raise
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            await error_response(_bug())(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Headers) -> PonderError | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEAD_BYTES:
+            return HeadersTooLarge("The headers of this request are too large. Delete this site's cookies.")
         if scope["path"] not in _ANY_HOST_PATHS and not self._is_own_host(headers.get("host", "")):
             return UnknownHost(
                 "This server does not know the name it was called by. "
@@ -114,11 +130,15 @@ class Guards:
             )
         if not _OPEN_PATHS.match(scope["path"]):
             return NotFound("There is nothing at this address.")
+        if any(len(part) > _LONGEST_NAME for part in scope["path"].split("/")):
+            return NotFound("There is nothing at this address.")
         if scope["method"] not in _SAFE_METHODS and not self._is_own_page(scope, headers):
             return Forbidden("This request comes from another site. Use Ponder's own page.")
+        if scope["method"] not in _SAFE_METHODS and not _WRITABLE_PATHS.match(scope["path"]):
+            return NotFound("There is nothing at this address.")
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > _MOST_BODY_BYTES:
-            return _too_large()
+        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > _MOST_BODY_BYTES:
+            return too_large()
         return None
 
     def _is_own_host(self, host: str) -> bool:
@@ -153,8 +173,11 @@ def _is_number(host: str) -> bool:
     return True
 
 
-class _BodyTooLarge(Exception):
-    pass
+class _BodyTooLarge(HTTPException):
+    """An HTTPException, or FastAPI takes it for a body that is not JSON."""
+
+    def __init__(self) -> None:
+        super().__init__(413)
 
 
 class _Bounded:
@@ -172,7 +195,12 @@ class _Bounded:
         return message
 
 
-def _too_large() -> TextTooLarge:
+def _bug() -> PonderError:
+    return InternalError("Something went wrong on the server. Your text is still here; try again.")
+
+
+def too_large() -> TextTooLarge:
+    """A body of more bytes than any route takes."""
     return TextTooLarge(
         f"The request is larger than {_MOST_BODY_BYTES // 1024 // 1024} MiB. Shorten your message.",
         limit_bytes=_MOST_BODY_BYTES,

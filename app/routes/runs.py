@@ -1,5 +1,6 @@
 """Runs: their state, their orders, their event stream."""
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
@@ -47,7 +48,7 @@ async def events(
 ) -> StreamingResponse:
     """The run as server-sent events, behind `Last-Event-ID` or `after`."""
     serving.runs.run(caller.person_id, run_id)
-    if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
+    if last_event_id is not None and re.fullmatch("[0-9]{1,18}", last_event_id):
         after = int(last_event_id)
     batches = serving.runs.follow(caller.person_id, run_id, after)
     return StreamingResponse(
