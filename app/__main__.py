@@ -24,7 +24,7 @@ def _run(given: argparse.Namespace) -> int:
     from app import keeping
 
     if given.command == "create-admin":
-        return keeping.create_admin(given.name)
+        return keeping.create_admin(given.name, is_existing=given.existing)
     if given.command == "reset-password":
         return keeping.reset_password(given.name)
     return keeping.purge(is_dry=given.dry_run)
@@ -37,8 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--model", help="as PONDER_MODEL")
     check.add_argument("--question", default="How many r in strawberry.")
     check.add_argument("--thinking-tokens", type=int, help="the reasoning budget; the model's own if left out")
-    admin = commands.add_parser("create-admin", help="make an admin account, or an admin of an account there is")
+    admin = commands.add_parser("create-admin", help="make an admin account")
     admin.add_argument("name")
+    admin.add_argument("--existing", action="store_true", help="make an admin of the account that has this name")
     reset = commands.add_parser("reset-password", help="a new password for an account; ends its sessions")
     reset.add_argument("name")
     purge = commands.add_parser("purge", help="remove what is over its time: guests, sessions, counters")

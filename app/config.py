@@ -45,8 +45,7 @@ class ProviderSettings(BaseModel):
     @field_validator("issuer")
     @classmethod
     def _is_safe(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        if is_safe_address(value):
             return value.rstrip("/")
         raise ValueError("an issuer is an https address")
 
@@ -68,7 +67,7 @@ class Settings(BaseSettings):
 
     guests: bool = True
     registration: bool = True
-    guest_days: int = Field(default=7, ge=1, le=365)
+    guest_days: int = Field(default=7, ge=1, le=90)
     guest_runs_per_day: int = Field(default=0, ge=0)
     account_runs_per_day: int = Field(default=0, ge=0)
     guest_runs_at_once: int = Field(default=3, ge=1)
@@ -101,7 +100,11 @@ class Settings(BaseSettings):
         parts = urlsplit(value)
         if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/")):
             raise ValueError("use an address like https://ponder.example, without a path")
-        return value.rstrip("/")
+        # As a browser writes it, to be compared with what browsers send
+        default_port = {"http": 80, "https": 443}.get(parts.scheme)
+        port = f":{parts.port}" if parts.port and parts.port != default_port else ""
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{parts.scheme}://{host}{port}" if value else ""
 
     @field_validator("framed_by")
     @classmethod
@@ -148,6 +151,16 @@ class Settings(BaseSettings):
     def frame_origins(self) -> tuple[str, ...]:
         """Sites that may show the page in a frame."""
         return tuple(self.framed_by.split())
+
+
+def is_safe_address(address: str) -> bool:
+    """Whether it is an https address, or an http one of this very machine."""
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return (parts.scheme == "https" and bool(host)) or (parts.scheme == "http" and is_loopback(host))
 
 
 def is_loopback(host: str) -> bool:

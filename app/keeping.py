@@ -13,18 +13,26 @@ from app.accounts.local import LocalAccounts
 from app.accounts.names import username_key
 from app.accounts.retention import Retention
 from app.config import read_settings
-from app.errors import BadPassword
+from app.errors import BadPassword, UsernameTaken
 from app.history.database import Database
 from app.history.people import People
 from app.history.usage import Usage
 
 
-def create_admin(name: str) -> int:
-    """Make an account that is an admin; an account of that name becomes one and signs in anew."""
+def create_admin(name: str, *, is_existing: bool) -> int:
+    """Make an account that is an admin. One that is there becomes an admin only if that is meant.
+
+    Raises:
+        UsernameTaken: somebody has the name, and `is_existing` was not said: anyone may have registered it.
+    """
     database, people, local = _open()
     found = people.credentials(username_key(name))
+    if found is not None and not is_existing:
+        raise UsernameTaken(
+            f"{name} has an account already, and anybody may have made it. If it is the right one, add --existing."
+        )
     if found is not None:
-        Usage(database).change(found.person_id, {"is_admin": True, "is_disabled": False})
+        Usage(database).change(found.person_id, {"is_admin": True})
         print(f"{name} is an admin now and has to sign in again.")
         return 0
     made = local.register_now(name, _ask_password(), is_admin=True)

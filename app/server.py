@@ -117,8 +117,8 @@ def http_config(app: FastAPI, port: int, *, host: str = "127.0.0.1", drain_s: in
 def _set_up_logs(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # At INFO sqlalchemy writes the values of every query, httpx the addresses with their parameters
-    for chatty in ("alembic", "httpx", "sqlalchemy", "uvicorn.error"):
+    for chatty in ("alembic", "httpx", "httpx2", "sqlalchemy", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # At DEBUG these write PKCE verifiers, tokens, headers and queries
-    for talkative in ("authlib", "httpcore", "hpack", "multipart"):
+    for talkative in ("authlib", "httpcore", "httpcore2", "hpack", "multipart"):
         logging.getLogger(talkative).setLevel(max(logging.INFO, logging.getLogger().level))

@@ -42,8 +42,18 @@ def test_an_admin_is_made_and_can_sign_in(tmp_path: Path) -> None:
     assert PASSWORD not in made.stdout
     people, local = local_accounts(tmp_path)
     assert people.person(local._sign_in("ada", PASSWORD, "here")).is_admin
-    again = run(tmp_path, "create-admin", "Ada")
-    assert "is an admin now" in again.stdout
+    people.database.close()
+
+
+def test_whoever_took_the_name_before_does_not_become_the_admin_by_mistake(tmp_path: Path) -> None:
+    run(tmp_path, "purge")
+    people, local = local_accounts(tmp_path)
+    person_id = local.register_now("ada", PASSWORD).person_id
+    refused = run(tmp_path, "create-admin", "Ada", typed=f"{PASSWORD}\n")
+    assert (refused.returncode, people.person(person_id).is_admin) == (2, False)
+    assert "--existing" in refused.stderr
+    assert "is an admin now" in run(tmp_path, "create-admin", "Ada", "--existing").stdout
+    assert people.person(person_id).is_admin
     people.database.close()
 
 

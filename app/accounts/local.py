@@ -5,6 +5,7 @@ line, and never take more than one core.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from app.accounts import passwords
 from app.accounts.attempts import Attempts
 from app.accounts.keys import hash_of_code, new_codes
 from app.accounts.names import checked_username, username_key
-from app.errors import BadUsername, Disabled, TooManyAttempts, WrongPassword
+from app.errors import BadUsername, Disabled, TooManyAttempts, UsernameTaken, WrongPassword
 from app.history.people import Credentials, People
 
 _LONGEST_LINE = 64
+# One address, which may be a whole school's, leaves room for others
+_LONGEST_LINE_FROM_ONE = 32
 _T = TypeVar("_T")
 
 
@@ -36,7 +39,7 @@ class LocalAccounts:
         self._people = people
         self._attempts = attempts
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="passwords")
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
     def close(self) -> None:
         """End the worker."""
@@ -48,7 +51,7 @@ class LocalAccounts:
         Raises:
             BadUsername, BadPassword, UsernameTaken, TooManyAttempts: nothing was made.
         """
-        return await self._in_line(lambda: self.register_now(username, password, address))
+        return await self._in_line(address, lambda: self.register_now(username, password, address))
 
     async def sign_in(self, username: str, password: str, address: str) -> str:
         """The id of the person with this name and password.
@@ -58,7 +61,7 @@ class LocalAccounts:
             TooManyAttempts: that was tried too often.
             Disabled: they fit, and an admin has disabled the account.
         """
-        return await self._in_line(lambda: self._sign_in(username, password, address))
+        return await self._in_line(address, lambda: self._sign_in(username, password, address))
 
     async def recover(self, username: str, code: str, password: str, address: str) -> str:
         """Use up a recovery code for a new password; ends every session. The person's id.
@@ -68,7 +71,7 @@ class LocalAccounts:
             BadPassword: the new password breaks a rule; the code is still good.
             TooManyAttempts, Disabled: as for signing in.
         """
-        return await self._in_line(lambda: self._recover(username, code, password, address))
+        return await self._in_line(address, lambda: self._recover(username, code, password, address))
 
     async def confirm(self, person_id: str, password: str, address: str) -> None:
         """Check a signed-in person's password once more.
@@ -76,7 +79,7 @@ class LocalAccounts:
         Raises:
             WrongPassword, TooManyAttempts: not now.
         """
-        await self._in_line(lambda: self._confirm(person_id, password, address))
+        await self._in_line(address, lambda: self._confirm(person_id, password, address))
 
     async def change_password(
         self, person_id: str, password: str, new_password: str, address: str, *, session_id: str
@@ -86,17 +89,18 @@ class LocalAccounts:
         Raises:
             WrongPassword, TooManyAttempts, BadPassword: nothing was changed.
         """
-        await self._in_line(lambda: self._change(person_id, password, new_password, address, session_id))
+        await self._in_line(address, lambda: self._change(person_id, password, new_password, address, session_id))
 
     async def set_first_password(
-        self, person_id: str, username: str, new_password: str, *, session_id: str
+        self, person_id: str, username: str, new_password: str, address: str, *, session_id: str
     ) -> list[str]:
         """Name and password for an account that came by a provider; its recovery codes.
 
         Raises:
-            BadUsername, BadPassword, UsernameTaken: nothing was changed.
+            BadUsername, BadPassword, UsernameTaken, TooManyAttempts: nothing was changed.
         """
-        return await self._in_line(lambda: self._set_first(person_id, username, new_password, session_id))
+        work = lambda: self._set_first(person_id, username, new_password, address, session_id)  # noqa: E731
+        return await self._in_line(address, work)
 
     def new_recovery_codes(self, person_id: str) -> list[str]:
         """New codes; the old ones are void."""
@@ -110,6 +114,7 @@ class LocalAccounts:
         """Like `register`, here and now; without an address nothing is counted."""
         shown, key = checked_username(username)
         checked = passwords.checked_password(password, shown)
+        self._refuse_taken(key)
         if address:
             self._attempts.count_account(address)
         codes = new_codes()
@@ -188,9 +193,15 @@ class LocalAccounts:
         self._check(self._people.credentials_of(person_id), password, person_id, address)
         self._people.set_password(person_id, passwords.hashed(checked), but=session_id)
 
-    def _set_first(self, person_id: str, username: str, new_password: str, session_id: str) -> list[str]:
+    def _set_first(self, person_id: str, username: str, new_password: str, address: str, session_id: str) -> list[str]:
+        self._attempts.refuse_too_many(person_id, address)
         name = checked_username(username)
         checked = passwords.checked_password(new_password, name[0])
+        try:
+            self._refuse_taken(name[1])
+        except UsernameTaken:
+            self._attempts.failed(person_id, address)
+            raise
         codes = new_codes()
         self._people.set_password(
             person_id,
@@ -201,20 +212,27 @@ class LocalAccounts:
         )
         return codes
 
+    def _refuse_taken(self, key: str) -> None:
+        """Before a hash is made for nothing; the database has the last word."""
+        if self._people.credentials(key) is not None:
+            raise UsernameTaken("This name is taken. Choose another one.")
+
     def _check(self, found: Credentials | None, password: str, key: str, address: str) -> None:
         if not passwords.fits(found.password_hash if found else None, password):
             self._attempts.failed(key, address)
             raise WrongPassword("The name and the password do not fit together.")
         self._attempts.succeeded(key, address)
 
-    async def _in_line(self, work: Callable[[], _T]) -> _T:
-        if self._waiting >= _LONGEST_LINE:
+    async def _in_line(self, address: str, work: Callable[[], _T]) -> _T:
+        if self._waiting.total() >= _LONGEST_LINE or self._waiting[address] >= _LONGEST_LINE_FROM_ONE:
             raise TooManyAttempts("Many people are signing in right now. Try again in a few seconds.", retry_after_s=5)
-        self._waiting += 1
+        self._waiting[address] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, work)
         finally:
-            self._waiting -= 1
+            self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address]
 
 
 def _disabled() -> Disabled:

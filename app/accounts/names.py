@@ -1,11 +1,14 @@
-"""Usernames: any one script, nothing invisible, and no two that look or fold the same."""
+"""Usernames: any one script, nothing invisible, and no two that fold the same."""
 
+import re
 import unicodedata
 
 from app.errors import BadUsername
 
 SHORTEST, LONGEST = 3, 32
 _MARKS = "._-"
+# Letters and marks by their category that are drawn as nothing (Unicode's Default_Ignorable_Code_Point)
+_UNSEEN = re.compile("[\u034f\u115f-\u1160\u17b4-\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _LONGEST_TYPED = 200
 
 
@@ -21,7 +24,8 @@ def checked_username(typed: str) -> tuple[str, str]:
     if not SHORTEST <= len(shown) <= LONGEST:
         raise BadUsername(f"A name has {SHORTEST} to {LONGEST} characters.")
     for character in shown:
-        if unicodedata.category(character)[0] not in "LMN" and character not in _MARKS:
+        is_visible = unicodedata.category(character)[0] in "LMN" and not _UNSEEN.match(character)
+        if not is_visible and character not in _MARKS:
             raise BadUsername("A name has letters, digits, dots, dashes and underscores, and nothing else.")
     if unicodedata.category(shown[0])[0] != "L":
         raise BadUsername("A name begins with a letter.")

@@ -1,5 +1,6 @@
 """Sessions: from a cookie's token to the person who calls, and how long that lasts."""
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from ua_parser import parse
@@ -7,7 +8,7 @@ from ua_parser import parse
 from app.accounts.attempts import Attempts
 from app.accounts.keys import hash_of, is_of_account, new_token
 from app.config import Settings
-from app.errors import ConfirmFirst, SignedOut, StorageFailed
+from app.errors import ConfirmFirst, Disabled, SignedOut, StorageFailed
 from app.history.people import Caller, People
 from app.history.store import now
 
@@ -25,18 +26,22 @@ class Sessions:
         self._people = people
         self._attempts = attempts
         self._guest_idle = timedelta(days=settings.guest_days)
+        self.usable_providers = frozenset(provider.name for provider in settings.providers)
 
     def caller(self, token: str | None) -> Caller | None:
         """Who has this cookie; None for nobody and for a guest who is gone.
 
         Raises:
             SignedOut: it was an account's, and its session has ended.
+            Disabled: it is a guest's, whom an admin has disabled.
         """
         if not token:
             return None
         found = self._people.caller(hash_of(token))
         if found is not None and not found.is_disabled and self._is_alive(found):
             return found
+        if found is not None and found.is_disabled and found.kind == "guest":
+            raise Disabled("Whoever runs this server has ended your visit here.")
         if (found is not None and found.kind == "account") or is_of_account(token):
             raise SignedOut("You have been signed out. Sign in again; your text is still here.")
         return None
@@ -46,8 +51,9 @@ class Sessions:
         return _hour(now()) > _hour(caller.last_seen_at)
 
     def note_visit(self, caller: Caller) -> None:
-        """Note the visit, exact to the hour."""
-        self._people.touch(caller.session_id, _hour(now()))
+        """Note the visit, exact to the hour; reading goes on where writing does not, and the next visit tries again."""
+        with suppress(StorageFailed):
+            self._people.touch(caller.session_id, _hour(now()))
 
     def is_open(self, session_id: str) -> bool:
         """Whether a session has not been ended meanwhile; for streams, which outlive their request's check."""
@@ -68,26 +74,30 @@ class Sessions:
         self._people.add_guest(hash_of(token), shown_agent(agent))
         return token
 
-    def open(self, person_id: str, agent: str, *, instead_of: Caller | None) -> str:
-        """A session for an account that has just been checked; its token. A guest's or an own older one ends."""
+    def open(self, person_id: str, agent: str, *, instead_of: Caller | None, verified_at: datetime | None) -> str:
+        """A session for an account; its token. `verified_at` is when it was checked; a guest's or older one ends."""
         token = new_token("account")
         self._people.open_session(
             person_id,
             hash_of(token),
             shown_agent(agent),
-            verified_at=now(),
+            verified_at=verified_at,
             instead_of=instead_of.session_id if instead_of else None,
         )
         return token
 
     def renewed_guest(self, caller: Caller, agent: str) -> str | None:
-        """A new token for a guest whose session grows old; None while it is young."""
+        """A new token for a guest whose session grows old; None while it is young.
+
+        The old one goes on until it is idle: its answer may be lost, or another tab still use it.
+        """
         if caller.kind != "guest" or now() - caller.created_at < _RENEW_GUEST_AFTER:
             return None
         token = new_token("guest")
-        self._people.open_session(
-            caller.person_id, hash_of(token), shown_agent(agent), verified_at=None, instead_of=caller.session_id
-        )
+        try:
+            self._people.open_session(caller.person_id, hash_of(token), shown_agent(agent), verified_at=None)
+        except StorageFailed:
+            return None
         return token
 
     def is_recent(self, caller: Caller) -> bool:
@@ -104,14 +114,18 @@ class Sessions:
             return
         person = self._people.person(caller.person_id)
         ways = ["password"] if person.has_password else []
-        ways += [identity.provider for identity in self._people.identities(caller.person_id)]
+        identities = self._people.identities(caller.person_id)
+        ways += [identity.provider for identity in identities if identity.provider in self.usable_providers]
+        if not ways:
+            return  # the operator took their provider away; they may still leave
         raise ConfirmFirst("Confirm that it is you first.", methods=",".join(ways))
 
     def _is_alive(self, caller: Caller) -> bool:
         moment = now()
-        idle = self._guest_idle if caller.kind == "guest" else IDLE
+        is_guest = caller.kind == "guest"
         # `last_seen_at` is up to an hour early
-        return moment - caller.created_at < ABSOLUTE and moment - caller.last_seen_at < idle + timedelta(hours=1)
+        idle = (self._guest_idle if is_guest else IDLE) + timedelta(hours=1)
+        return moment - caller.last_seen_at < idle and (is_guest or moment - caller.created_at < ABSOLUTE)
 
 
 def shown_agent(agent: str) -> str:

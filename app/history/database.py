@@ -17,11 +17,11 @@ from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.errors import StorageFailed
+from app.errors import BadRequest, StorageFailed
 
 _MIGRATIONS = Path(__file__).parents[2] / "migrations"
 _PRAGMAS = {
@@ -134,8 +134,11 @@ def _begin_sqlite(connection: Connection) -> None:
 def _storage_errors() -> Iterator[None]:
     try:
         yield
+    except DataError as error:
+        raise BadRequest("The request has characters that cannot be kept.") from error
     except DBAPIError as error:
-        cause = str(error.orig)
+        # PostgreSQL puts values into the lines behind the first
+        cause = str(error.orig).partition("\n")[0]
         _log.error("the database failed: %s", cause)
         raise StorageFailed(_sentence(cause)) from error
 

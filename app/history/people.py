@@ -1,14 +1,16 @@
 """People, their sessions, and how they prove who they are. Knows hashes, never a password, a token or a code."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, delete, exists, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.errors import IdentityTaken, LastWayIn, NotFound, UsernameTaken
+from app.errors import IdentityTaken, LastWayIn, NotFound, StorageFailed, UsernameTaken
 from app.history.database import Database
 from app.history.store import new_id, now
 from app.history.tables import (
@@ -20,6 +22,8 @@ from app.history.tables import (
     SessionTable,
 )
 from app.history.usage import move_usage
+
+_MOST_SESSIONS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +154,17 @@ class People:
             if instead_of is not None:
                 db.execute(delete(SessionTable).where(SessionTable.id == instead_of))
             db.add(_session(person_id, token_hash, agent, moment, verified_at))
-
-    def verify_session(self, person_id: str, session_id: str, moment: datetime) -> None:
-        """The person has just been checked again in this session."""
-        with self.database.writing() as db:
+            db.flush()
+            newest = (
+                select(SessionTable.token_hash)
+                .where(SessionTable.person_id == person_id)
+                .order_by(SessionTable.created_at.desc())
+                .limit(_MOST_SESSIONS)
+            )
             db.execute(
-                update(SessionTable)
-                .where(SessionTable.id == session_id, SessionTable.person_id == person_id)
-                .values(verified_at=moment)
+                delete(SessionTable).where(
+                    SessionTable.person_id == person_id, SessionTable.token_hash.not_in(newest.scalar_subquery())
+                )
             )
 
     def sessions(self, person_id: str) -> list[BrowserSession]:
@@ -229,7 +236,7 @@ class People:
             settings={},
             created_at=now(),
         )
-        with self.database.writing() as db:
+        with _taken_meanwhile(), self.database.writing() as db:
             _refuse_a_taken_name(db, username_key, person.id)
             if identity is not None and _identity(db, identity[0], identity[1]) is not None:
                 raise IdentityTaken("This identity has an account here already.")
@@ -338,7 +345,7 @@ class People:
         Raises:
             UsernameTaken: somebody has that name.
         """
-        with self.database.writing() as db:
+        with _taken_meanwhile(), self.database.writing() as db:
             row = _person(db, person_id)
             if name is not None:
                 _refuse_a_taken_name(db, name[1], person_id)
@@ -408,8 +415,8 @@ class People:
             if found is None:
                 db.add(_identity_row(person_id, issuer, subject, provider))
 
-    def unlink(self, person_id: str, identity_id: str) -> None:
-        """Take an identity away.
+    def unlink(self, person_id: str, identity_id: str, usable_providers: Collection[str]) -> None:
+        """Take an identity away; only those of `usable_providers` are ways in.
 
         Raises:
             NotFound: there is none, or it is somebody else's.
@@ -419,10 +426,28 @@ class People:
             row = db.scalar(select(IdentityTable).filter_by(id=identity_id, person_id=person_id))
             if row is None:
                 raise NotFound("This identity is not here.")
-            others = _count(db, select(IdentityTable.id).filter_by(person_id=person_id)) - 1
+            others = _count(
+                db,
+                select(IdentityTable.id).where(
+                    IdentityTable.person_id == person_id,
+                    IdentityTable.id != identity_id,
+                    IdentityTable.provider.in_(usable_providers),
+                ),
+            )
             if not others and _person(db, person_id).password_hash is None:
                 raise LastWayIn("This is the only way into your account. Set a password first.")
             db.delete(row)
+
+
+@contextmanager
+def _taken_meanwhile() -> Iterator[None]:
+    """Two processes may find the same name free; the database then lets one in."""
+    try:
+        yield
+    except StorageFailed as error:
+        if isinstance(error.__cause__, IntegrityError):
+            raise UsernameTaken("This name or identity has just been taken. Try again.") from error
+        raise
 
 
 def _session(

@@ -286,13 +286,14 @@ class Store:
             raise NotFound("This run is not here.")
         return _run(row)
 
-    def start_run(self, run_id: str, model: str) -> None:
-        """The engine takes it up."""
+    def start_run(self, run_id: str, model: str) -> str | None:
+        """The engine takes it up: whose it is now, or None if it has been deleted meanwhile."""
         with self.database.writing() as db:
-            db.execute(
+            return db.scalar(
                 update(RunTable)
                 .where(RunTable.id == run_id, RunTable.state == "queued")
                 .values(state="running", model=model)
+                .returning(RunTable.owner_id)
             )
 
     def save(self, run_id: str, written: Written, ending: Ending | None = None) -> None:

@@ -145,7 +145,7 @@ class Usage:
     def members(
         self, moment: datetime, *, search: str = "", cursor: str | None = None, limit: int = 50, person_id: str = ""
     ) -> tuple[list[Member], str | None]:
-        """People, newest first; the cursor for the next page, None at the end.
+        """People, newest first; the cursor for the next page, None at the end. `search` is folded as usernames are.
 
         Raises:
             NotFound: the cursor is none of ours.
@@ -154,8 +154,10 @@ class Usage:
         if person_id:
             query = query.where(PersonTable.id == person_id)
         if search:
-            name = func.lower(func.coalesce(PersonTable.username, PersonTable.display_name))
-            query = query.where(name.contains(search.lower(), autoescape=True))
+            shown = func.lower(PersonTable.display_name)
+            query = query.where(
+                PersonTable.username_key.contains(search, autoescape=True) | shown.contains(search, autoescape=True)
+            )
         with self.database.reading() as db:
             if cursor is not None:
                 last = db.get(PersonTable, cursor)
@@ -170,7 +172,8 @@ class Usage:
         return found, found[-1].id if len(rows) > limit else None
 
     def change(self, person_id: str, changes: dict[str, Any]) -> None:
-        """Change a person's role, quota or standing. A new role or being disabled ends their sessions.
+        """Change a person's role, quota or standing. A new role or being disabled ends an account's sessions; a guest's
+        is all they have, and is refused while they are disabled.
 
         Raises:
             NotFound: they are gone.
@@ -182,19 +185,17 @@ class Usage:
             was = (row.is_admin, row.is_disabled)
             for name, value in changes.items():
                 setattr(row, name, value)
-            if (row.is_admin, row.is_disabled) != was:
+            if (row.is_admin, row.is_disabled) != was and row.kind == "account":
                 db.execute(delete(SessionTable).where(SessionTable.person_id == person_id))
 
-    def open_runs(self, person_id: str = "") -> list[OpenRun]:
-        """What waits or goes on, the oldest first; of one person, or of all."""
+    def open_runs(self) -> list[OpenRun]:
+        """What waits or goes on, the oldest first."""
         query = (
             select(RunTable, PersonTable)
             .join(PersonTable, PersonTable.id == RunTable.owner_id)
             .where(RunTable.state.in_(_OPEN_STATES))
             .order_by(RunTable.created_at)
         )
-        if person_id:
-            query = query.where(RunTable.owner_id == person_id)
         with self.database.reading() as db:
             return [
                 OpenRun(

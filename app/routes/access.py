@@ -16,7 +16,7 @@ from app.accounts.sessions import ABSOLUTE, Sessions
 from app.accounts.settings import PersonSettings, settings_of
 from app.config import Settings
 from app.engine.base import Engine
-from app.errors import NotFound, PonderError, SignedOut, SignInFirst
+from app.errors import Disabled, NotFound, PonderError, SignedOut, SignInFirst
 from app.history.people import Caller, People
 from app.history.store import Store
 from app.history.usage import Allowance, Usage
@@ -106,18 +106,26 @@ def address_of(request: Request, settings: Settings) -> str:
         said = [part.strip() for line in request.headers.getlist("x-forwarded-for") for part in line.split(",")]
         peer = said[-hops] if len(said) >= hops else peer
     try:
-        found = ip_address(peer.partition("%")[0])
+        found = ip_address(_without_port(peer))
     except ValueError:
-        return peer[:64]
+        return "unknown"
     if found.version == 6 and found.ipv4_mapped is None:
         return ":".join(found.exploded.split(":")[:4])
     return str(found.ipv4_mapped or found) if found.version == 6 else str(found)
 
 
+def _without_port(peer: str) -> str:
+    """Some proxies write the port too: 192.0.2.1:5001, [2001:db8::1]:5001."""
+    if peer.startswith("["):
+        return peer[1:].partition("]")[0].partition("%")[0]
+    host, _, _ = peer.partition(":") if peer.count(":") == 1 else (peer, "", "")
+    return host.partition("%")[0]
+
+
 @cache
 def _warn_of_a_proxy() -> None:
     """Once: anybody can send the header, so it alone proves nothing."""
-    _log.warning("requests carry X-Forwarded-For: if a proxy of yours writes it, set PONDER_TRUSTED_PROXIES=1")
+    _log.error("requests carry X-Forwarded-For: if a proxy of yours writes it, set PONDER_TRUSTED_PROXIES=1")
 
 
 async def address(request: Request, serving: Serving) -> str:
@@ -147,7 +155,7 @@ async def caller_if_any(request: Request, serving: Serving) -> Caller | None:
     """Like `caller_or_none`, for signing in and out: a session that has ended stands in nobody's way."""
     try:
         return await caller_or_none(request, serving)
-    except SignedOut:
+    except (SignedOut, Disabled):
         return None
 
 
@@ -158,17 +166,14 @@ async def caller(found: Annotated[Caller | None, Depends(caller_or_none)]) -> Ca
     return found
 
 
-def caller_or_guest(
-    request: Request, response: Response, serving: Serving, found: Annotated[Caller | None, Depends(caller_or_none)]
-) -> Caller:
-    """The person who asks; whoever is unknown becomes a guest and gets a cookie.
+def new_guest(request: Request, response: Response, serving: Services) -> Caller:
+    """A guest, with a cookie, for whoever is unknown. For handlers, when the request is known to be good: FastAPI asks
+    dependencies before it judges the body.
 
     Raises:
         SignInFirst: this server takes no guests.
         TooManyAttempts: many guests came from this address.
     """
-    if found is not None:
-        return found
     if not serving.settings.guests:
         raise SignInFirst("Sign in first: this server takes no guests. Your text is still here.")
     where = address_of(request, serving.settings)
@@ -217,7 +222,7 @@ def allowance_of(caller: Caller, settings: Settings) -> Allowance:
 
 CallerIfAny = Annotated[Caller | None, Depends(caller_if_any)]
 SomeCaller = Annotated[Caller, Depends(caller)]
-CallerOrGuest = Annotated[Caller, Depends(caller_or_guest)]
+MaybeCaller = Annotated[Caller | None, Depends(caller_or_none)]
 Account = Annotated[Caller, Depends(account)]
 Admin = Annotated[Caller, Depends(admin)]
 MaybePerson = Annotated[str | None, Depends(person_or_none)]

@@ -1,12 +1,14 @@
 """What an admin sees and does: people, numbers, quotas, running runs. Never the text of a conversation."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from app.errors import NotFound, NotYourself
+from app.accounts.names import username_key
+from app.errors import BadRequest, NotFound, NotYourself
 from app.history.people import Caller
 from app.history.store import now
 from app.history.usage import Member, OpenRun
@@ -35,7 +37,7 @@ def list_people(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
     """Everybody, newest first."""
-    found, next_cursor = serving.usage.members(now(), search=q.replace("\x00", ""), cursor=cursor, limit=limit)
+    found, next_cursor = serving.usage.members(now(), search=username_key(q), cursor=cursor, limit=limit)
     return {"items": [_member(member) for member in found], "next_cursor": next_cursor}
 
 
@@ -47,9 +49,11 @@ async def change_person(person_id: str, changes: PersonChanges, admin: Admin, se
     given = {name: value for name, value in given.items() if value is not None or name == "runs_per_day"}
     if {"is_disabled", "is_admin"} & given.keys():
         _refuse_oneself(admin, person_id)
-    if member.kind == "guest":
-        given.pop("is_admin", None)
-    serving.usage.change(person_id, given)
+    if given.get("is_admin") is not None:
+        serving.sessions.require_recent(admin)
+        if member.kind == "guest":
+            raise BadRequest("is_admin cannot be used: a guest has no password to be an admin with.")
+    await asyncio.to_thread(serving.usage.change, person_id, given)
     if given.get("is_disabled"):
         await serving.runs.stop_all_of(person_id)
     return _member(_one(serving, person_id))
@@ -60,6 +64,7 @@ async def delete_somebody(person_id: str, admin: Admin, serving: Serving) -> Res
     """Remove a person with everything they have here."""
     _one(serving, person_id)
     _refuse_oneself(admin, person_id)
+    serving.sessions.require_recent(admin)
     await delete_person(serving, person_id)
     return Response(status_code=204)
 

@@ -1,12 +1,15 @@
 """Signing up, in and out with a name and a password."""
 
+import asyncio
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.errors import BadRequest, RegistrationClosed
+from app.errors import BadRequest, NotFound, RegistrationClosed
 from app.history.people import Caller
+from app.history.store import now
 from app.routes.access import Account, Address, CallerIfAny, Services, Serving, set_cookie
 from app.routes.me import me_json
 
@@ -40,6 +43,7 @@ class SignOut(_Body):
     """`POST /auth/logout`."""
 
     everywhere: bool = False
+    ended: bool = False
 
 
 class NewPassword(_Body):
@@ -64,7 +68,7 @@ async def register(
     if not serving.settings.registration:
         raise RegistrationClosed("This server takes no new accounts.")
     made = await serving.local.register(body.username, body.password, where)
-    found = enter(request, response, serving, made.person_id, before, claim_guest=body.claim_guest, is_new=True)
+    found = await enter(request, response, serving, made.person_id, before, claim_guest=body.claim_guest, is_new=True)
     return {"me": me_json(serving, found), "recovery_codes": made.recovery_codes}
 
 
@@ -74,7 +78,7 @@ async def login(
 ) -> dict[str, Any]:
     """Sign in with name and password."""
     person_id = await serving.local.sign_in(body.username, body.password, where)
-    found = enter(request, response, serving, person_id, before, claim_guest=body.claim_guest)
+    found = await enter(request, response, serving, person_id, before, claim_guest=body.claim_guest)
     return {"me": me_json(serving, found)}
 
 
@@ -84,13 +88,18 @@ async def recover(
 ) -> dict[str, Any]:
     """Set a new password with a recovery code, and sign in."""
     person_id = await serving.local.recover(body.username, body.code, body.password, where)
-    found = enter(request, response, serving, person_id, before, claim_guest=body.claim_guest)
+    found = await enter(request, response, serving, person_id, before, claim_guest=body.claim_guest)
     return {"me": me_json(serving, found)}
 
 
 @router.post("/logout", status_code=204)
 def logout(body: SignOut, request: Request, before: CallerIfAny, serving: Serving) -> Response:
-    """End this session, or all of them. Guests keep theirs: it is all they have."""
+    """End this session, or all of them. Guests keep theirs: it is all they have.
+
+    With `ended` only the cookie of a session that is over already is taken away.
+    """
+    if before is not None and body.ended:
+        return Response(status_code=204)
     if before is not None and before.kind == "account":
         if body.everywhere:
             serving.people.end_sessions(before.person_id)
@@ -118,9 +127,9 @@ async def change_password(
     else:
         serving.sessions.require_recent(caller)
         codes = await serving.local.set_first_password(
-            caller.person_id, body.username or "", body.new_password, session_id=caller.session_id
+            caller.person_id, body.username or "", body.new_password, where, session_id=caller.session_id
         )
-    found = enter(request, response, serving, caller.person_id, caller)
+    found = await enter(request, response, serving, caller.person_id, caller)
     return {"me": me_json(serving, found)} | ({"recovery_codes": codes} if codes else {})
 
 
@@ -130,7 +139,7 @@ async def confirm(
 ) -> dict[str, Any]:
     """Check the password once more; good for ten minutes."""
     await serving.local.confirm(caller.person_id, body.password, where)
-    found = enter(request, response, serving, caller.person_id, caller)
+    found = await enter(request, response, serving, caller.person_id, caller)
     return {"me": me_json(serving, found)}
 
 
@@ -141,7 +150,7 @@ def new_recovery_codes(caller: Account, serving: Serving) -> dict[str, Any]:
     return {"recovery_codes": serving.local.new_recovery_codes(caller.person_id)}
 
 
-def enter(
+async def enter(
     request: Request,
     response: Response,
     serving: Services,
@@ -150,12 +159,20 @@ def enter(
     *,
     claim_guest: bool = False,
     is_new: bool = False,
+    is_fresh: bool = True,
 ) -> Caller:
-    """Open a session for somebody just checked, with a new cookie; whatever session the browser had is over."""
+    """Open a session for somebody just checked, with a new cookie; whatever session the browser had is over.
+
+    `is_fresh` False carries over when they were checked last. A guest that another tab has claimed meanwhile is no
+    reason to refuse anybody.
+    """
     if claim_guest and before is not None and before.kind == "guest":
-        serving.people.claim(before.person_id, person_id, with_settings=is_new)
+        with suppress(NotFound):
+            await asyncio.to_thread(serving.people.claim, before.person_id, person_id, with_settings=is_new)
         serving.runs.move(before.person_id, person_id)
-    token = serving.sessions.open(person_id, request.headers.get("user-agent", ""), instead_of=before)
+    verified_at = now() if is_fresh or before is None else before.verified_at
+    agent = request.headers.get("user-agent", "")
+    token = await asyncio.to_thread(serving.sessions.open, person_id, agent, instead_of=before, verified_at=verified_at)
     set_cookie(request, response, serving.settings, token)
     found = serving.sessions.caller(token)
     assert found is not None

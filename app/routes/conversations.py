@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.accounts.settings import PersonSettings, settings_of
 from app.history.store import Conversation, StoredMessage
-from app.routes.access import CallerOrGuest, MaybePerson, Person, Serving, SomeCaller, allowance_of
+from app.routes.access import MaybeCaller, MaybePerson, Person, Serving, SomeCaller, allowance_of, new_guest
 from app.routes.runs import run_json
 from app.runs.live import Options
 from app.runs.shown import answer_html, reasoning_html
@@ -48,8 +48,11 @@ class NewMessage(_Body):
 
 
 @router.post("/conversations", status_code=201)
-def add_conversation(body: NewConversation, caller: CallerOrGuest, serving: Serving) -> dict[str, Any]:
+def add_conversation(
+    body: NewConversation, request: Request, response: Response, found: MaybeCaller, serving: Serving
+) -> dict[str, Any]:
     """A new, empty conversation; whoever is unknown becomes a guest."""
+    caller = found or new_guest(request, response, serving)
     return _item(serving.store.add_conversation(caller.person_id, body.title.strip()))
 
 

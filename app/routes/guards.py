@@ -130,6 +130,8 @@ class Guards:
             )
         if not _OPEN_PATHS.match(scope["path"]):
             return NotFound("There is nothing at this address.")
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+            return NotFound("There is nothing at this address.")
         if any(len(part) > _LONGEST_NAME for part in scope["path"].split("/")):
             return NotFound("There is nothing at this address.")
         if scope["method"] not in _SAFE_METHODS and not self._is_own_page(scope, headers):

@@ -1,5 +1,6 @@
 """The person's own page: who they are here, their settings, their sessions, and leaving."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -8,17 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.accounts import names, passwords
 from app.accounts.settings import PersonSettings, settings_of
 from app.config import Settings
-from app.errors import SignedOut
+from app.errors import Disabled, SignedOut
 from app.history.people import Caller
 from app.history.store import now
 from app.routes.access import (
     Account,
-    CallerOrGuest,
+    MaybeCaller,
     Services,
     Serving,
     SomeCaller,
     allowance_of,
     caller_or_none,
+    new_guest,
     set_cookie,
 )
 
@@ -44,18 +46,24 @@ async def get_me(request: Request, response: Response, serving: Serving) -> dict
     try:
         found = await caller_or_none(request, serving)
     except SignedOut:
-        set_cookie(request, response, serving.settings, "")
+        # The cookie is left: another tab may have a new one already, which this answer would take away
         return me_json(serving, None, was_signed_out=True)
+    except Disabled:
+        return me_json(serving, None)
     if found is not None:
-        token = serving.sessions.renewed_guest(found, request.headers.get("user-agent", ""))
+        agent = request.headers.get("user-agent", "")
+        token = await asyncio.to_thread(serving.sessions.renewed_guest, found, agent)
         if token is not None:
             set_cookie(request, response, serving.settings, token)
     return me_json(serving, found)
 
 
 @router.patch("")
-def change_me(changes: Changes, caller: CallerOrGuest, serving: Serving) -> dict[str, Any]:
+def change_me(
+    changes: Changes, request: Request, response: Response, found: MaybeCaller, serving: Serving
+) -> dict[str, Any]:
     """Change settings, or accept the notice; whoever is unknown becomes a guest."""
+    caller = found or new_guest(request, response, serving)
     settings = changes.settings.model_dump(exclude_unset=True) if changes.settings else {}
     serving.people.change_settings(caller.person_id, settings, changes.notice_version)
     return me_json(serving, caller)
@@ -99,14 +107,14 @@ def end_session(session_id: str, caller: Account, serving: Serving) -> Response:
 def unlink_identity(identity_id: str, caller: Account, serving: Serving) -> Response:
     """Take a provider away, unless it is the last way in."""
     serving.sessions.require_recent(caller)
-    serving.people.unlink(caller.person_id, identity_id)
+    serving.people.unlink(caller.person_id, identity_id, serving.sessions.usable_providers)
     return Response(status_code=204)
 
 
 async def delete_person(serving: Services, person_id: str) -> None:
     """Stop what the person has running, then remove them; what began in between ends too."""
     await serving.runs.stop_all_of(person_id)
-    serving.people.delete(person_id)
+    await asyncio.to_thread(serving.people.delete, person_id)
     await serving.runs.stop_all_of(person_id)
 
 

@@ -4,6 +4,7 @@ State, nonce and PKCE verifier lie in a signed cookie of ten minutes under /auth
 redirect address comes from the settings, never from the request.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.starlette_client import OAuth, StarletteOAuth2App
@@ -23,7 +24,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.accounts.identities import ProvenIdentity, WrongIdentity
-from app.config import ProviderSettings, Settings
+from app.config import ProviderSettings, Settings, is_safe_address
 from app.errors import (
     BadRequest,
     Disabled,
@@ -46,7 +47,19 @@ _OPEN_FLOWS = 2
 _SIGNATURES = frozenset({f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"})
 _OLDEST_CHECK_S = 600
 _log = logging.getLogger(__name__)
-_BAD_ANSWERS = (OAuthError, AuthlibBaseError, JoseError, ValueError, KeyError, TypeError, RuntimeError)
+_METADATA = frozenset(
+    {
+        "_loaded_at",
+        "issuer",
+        "authorization_endpoint",
+        "token_endpoint",
+        "token_endpoint_auth_methods_supported",
+        "jwks_uri",
+        "jwks",
+        "id_token_signing_alg_values_supported",
+    }
+)
+_BAD_ANSWERS = (AttributeError, OAuthError, AuthlibBaseError, JoseError, ValueError, KeyError, TypeError, RuntimeError)
 Purpose = Literal["sign_in", "link", "confirm"]
 
 
@@ -107,7 +120,9 @@ class Providers:
         begun = await client.framework.get_state_data(request.session, state) if state else None
         if not begun:
             raise ProviderProblem("expired")
-        if request.query_params.get("iss", provider.issuer).rstrip("/") != provider.issuer:
+        named = request.query_params.get("iss", provider.issuer).rstrip("/")
+        # GitHub names its OAuth server there, and is not that to anybody else
+        if named not in (provider.issuer, *([f"{provider.issuer}/login/oauth"] if provider.kind == "github" else [])):
             raise ProviderProblem("refused")
         with _problems(name):
             await _check_metadata(provider, client)
@@ -143,11 +158,21 @@ async def _check_metadata(provider: ProviderSettings, client: StarletteOAuth2App
     if provider.kind == "github":
         return
     metadata = await client.load_server_metadata()
-    if str(metadata.get("issuer", "")).rstrip("/") != provider.issuer:
-        _log.error("provider %s calls itself by another issuer than the settings do", provider.name)
+    if str(metadata.get("issuer", "")).rstrip("/") != provider.issuer or not _has_safe_addresses(metadata):
+        _log.error("provider %s has another issuer than the settings, or unsafe addresses", provider.name)
+        # Authlib would keep what it has read until the next start
+        metadata.clear()
         raise ProviderProblem("refused")
+    # Authlib passes on whatever is there: PKCE could be turned off, or more asked for than we do
+    for key in metadata.keys() - _METADATA:
+        del metadata[key]
     named = metadata.get("id_token_signing_alg_values_supported") or ["RS256"]
     metadata["id_token_signing_alg_values_supported"] = sorted(_SIGNATURES.intersection(named)) or ["RS256"]
+
+
+def _has_safe_addresses(metadata: dict[str, Any]) -> bool:
+    found = [metadata.get(key) for key in ("authorization_endpoint", "token_endpoint", "jwks_uri")]
+    return all(isinstance(address, str) and is_safe_address(address) for address in found)
 
 
 async def _read_id_token(
@@ -186,13 +211,14 @@ async def _ask_github(
     answer = await client.get("user", token=token)
     answer.raise_for_status()
     person = answer.json()
-    if not isinstance(person, dict) or not isinstance(person.get("id"), int):
+    if not isinstance(person, dict) or type(person.get("id")) is not int:
         raise ProviderProblem("refused")
     return _proven(provider, str(person["id"]), str(person.get("login") or ""))
 
 
 def _proven(provider: ProviderSettings, subject: Any, name: str) -> ProvenIdentity:
-    if not isinstance(subject, str) or not 0 < len(subject) <= 255:
+    # OpenID Connect allows 255 ASCII characters
+    if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not (subject.isascii() and subject.isprintable()):
         raise ProviderProblem("refused")
     return ProvenIdentity(provider.issuer, subject, provider.name, name)
 
@@ -202,7 +228,7 @@ def _problems(name: str) -> Iterator[None]:
     """Turns what a provider may do wrong into a ProviderProblem; logs its kind, never what it said."""
     try:
         yield
-    except httpx.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         _log.warning("provider %s could not be reached: %s", name, type(error).__name__)
         raise ProviderProblem("unreachable") from error
     except _BAD_ANSWERS as error:
@@ -277,31 +303,37 @@ async def callback(
     known.get(provider)
     try:
         proven, kept = await known.finish(request, provider)
-        if kept["person_id"] != (caller.person_id if caller else None):
+        is_bound = kept["person_id"] is not None or kept["purpose"] != "sign_in"
+        if is_bound and kept["person_id"] != (caller.person_id if caller else None):
             raise ProviderProblem("expired")
-        return _arrive(request, serving, proven, kept, caller, where)
+        return await _arrive(request, serving, proven, kept, caller, where)
     except ProviderProblem as problem:
         return _to(f"/#/sign-in/{problem.code}")
 
 
-def _arrive(
+async def _arrive(
     request: Request, serving: Services, proven: ProvenIdentity, kept: dict[str, Any], caller: Caller | None, where: str
 ) -> Response:
     response = _to(local_path(kept["next"]))
     try:
         if kept["purpose"] == "sign_in":
-            person_id, is_new = serving.identities.sign_in(proven, where)
-            enter(request, response, serving, person_id, caller, claim_guest=kept["claim_guest"], is_new=is_new)
+            person_id, is_new = await asyncio.to_thread(serving.identities.sign_in, proven, where)
+            # Coming back as who one is already may have been silent: that is no fresh check
+            is_fresh = caller is None or caller.person_id != person_id
+            claim = kept["claim_guest"]
+            await enter(
+                request, response, serving, person_id, caller, claim_guest=claim, is_new=is_new, is_fresh=is_fresh
+            )
         else:
             if caller is None or caller.kind != "account":
                 raise ProviderProblem("expired")
             if kept["purpose"] == "link":
-                serving.identities.link(caller, proven)
+                await asyncio.to_thread(serving.identities.link, caller, proven)
             else:
-                serving.identities.confirm(caller, proven)
-            enter(request, response, serving, caller.person_id, caller)
-    except (IdentityTaken, WrongIdentity, RegistrationClosed, Disabled, TooManyAttempts) as error:
-        raise ProviderProblem(_CODES[type(error)]) from error
+                await asyncio.to_thread(serving.identities.confirm, caller, proven)
+            await enter(request, response, serving, caller.person_id, caller)
+    except PonderError as error:
+        raise ProviderProblem(_CODES.get(type(error), "failed")) from error
     return response
 
 

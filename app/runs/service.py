@@ -344,7 +344,11 @@ class RunService:
         profile = self._engine.profile
         assert profile is not None
         try:
-            await asyncio.to_thread(self._store.start_run, run.id, profile.name)
+            owner_id = await asyncio.to_thread(self._store.start_run, run.id, profile.name)
+            if owner_id is None:
+                run.end_unstarted("stopped")
+                return
+            run.owner_id = owner_id
             await run.answer(self._engine, profile)
         except StorageFailed as error:
             run.fail(error)

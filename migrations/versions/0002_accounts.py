@@ -37,13 +37,15 @@ def upgrade() -> None:
     op.add_column("sessions", sa.Column("last_seen_at", _MOMENT, nullable=True))
     op.add_column("sessions", sa.Column("verified_at", _MOMENT, nullable=True))
     # The end of the hash says nothing about the token, and no two are equal
-    op.execute("UPDATE sessions SET id = substr(token_hash, 33, 32), last_seen_at = created_at")
+    # Nobody knows when they were here last: as of now, or the first purge takes guests who came this morning
+    op.execute("UPDATE sessions SET id = substr(token_hash, 33, 32), last_seen_at = CURRENT_TIMESTAMP")
     with op.batch_alter_table("sessions") as batch:
         batch.alter_column("id", existing_type=_ID, nullable=False)
         batch.alter_column("last_seen_at", existing_type=_MOMENT, nullable=False)
     op.create_index("ix_sessions_id", "sessions", ["id"], unique=True)
     op.create_index("ix_sessions_last_seen_at", "sessions", ["last_seen_at"])
 
+    op.create_index("ix_runs_conversation_id", "runs", ["conversation_id"])
     op.drop_index("ix_runs_open", "runs")
     op.create_index("ix_runs_open", "runs", ["state", "owner_id"], sqlite_where=_OPEN, postgresql_where=_OPEN)
 
@@ -95,6 +97,7 @@ def downgrade() -> None:
     for table in ("usage", "counters", "recovery_codes", "identities"):
         op.drop_table(table)
     op.drop_index("ix_runs_open", "runs")
+    op.drop_index("ix_runs_conversation_id", "runs")
     op.create_index("ix_runs_open", "runs", ["state"], sqlite_where=_OPEN, postgresql_where=_OPEN)
     op.drop_index("ix_sessions_last_seen_at", "sessions")
     op.drop_index("ix_sessions_id", "sessions")

@@ -9,6 +9,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, event, inspect, text
 
+from app.accounts.retention import Purged, Retention
 from app.config import Settings
 from app.errors import StorageFailed
 from app.history.database import Database
@@ -141,6 +142,8 @@ def test_accounts_come_to_a_filled_database_and_go_without_losing_a_row(settings
     caller = People(database).caller("h" * 64)
     assert caller is not None
     assert (caller.person_id, caller.kind, caller.session_id) == ("p", "guest", "h" * 32)
+    # Nobody knows when they were here last, so the first purge takes nobody
+    assert Retention(database, People(database), settings).purge() == Purged(0, 0, 0)
     with database.engine.execution_options(is_writer=True).begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "0001")

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import time_machine
 from sqlalchemy import select
+from starlette.requests import Request
 
 from app.accounts.settings import settings_of
+from app.config import Settings
+from app.errors import StorageFailed
 from app.history.store import now
 from app.history.tables import RunTable
+from app.routes.access import address_of
 from tests.live import LiveServer
 from tests.people import PASSWORD, Browsers, browsers, cookie_of, error_of
 from tests.scripted import HOLD
@@ -119,8 +123,8 @@ def test_logins_at_once_hold_nobody_else_up(people: Browsers) -> None:
         waiting.set()
         return client.post("/auth/login", json={"username": f"nobody{number}", "password": "a b c d e f"}).status_code
 
-    with ThreadPoolExecutor(50) as pool:
-        tries = [pool.submit(sign_in, number) for number in range(49)]
+    with ThreadPoolExecutor(30) as pool:
+        tries = [pool.submit(sign_in, number) for number in range(30)]
         waiting.wait()
         assert other.get("/healthz").status_code == 200
         assert any(not one.done() for one in tries)
@@ -198,7 +202,13 @@ def test_sessions_are_listed_and_ended_one_by_one(people: Browsers) -> None:
     assert client.delete(f"/api/me/sessions/{foreign['id']}").status_code == 204
     assert error_of(other.get("/api/me/sessions")) == "signed_out"
     assert me(other)["was_signed_out"]
+    # Only saying so takes the cookie away, and never one that another tab has got meanwhile
+    assert cookie_of(other)
+    client.post("/auth/logout", json={"ended": True})
+    assert cookie_of(client)
+    other.post("/auth/logout", json={"ended": True})
     assert not cookie_of(other)
+    assert not me(other)["was_signed_out"]
 
 
 @pytest.mark.parametrize(("days", "is_alive"), [(13.9, True), (14.1, False)])
@@ -452,3 +462,127 @@ def test_the_privacy_page_says_what_the_operator_said_and_holds_no_script(
         assert said in page.text
     assert "<script" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_guest_is_disabled_and_enabled_without_losing_anything(people: Browsers, live_server: LiveServer) -> None:
+    guest = people.guest()
+    usage = live_server.services.usage
+    (member,) = usage.members(now())[0]
+    usage.change(member.id, {"is_disabled": True})
+    for refused in (guest.post("/api/conversations", json={}), guest.get("/api/conversations")):
+        assert (refused.status_code, error_of(refused)) == (403, "disabled")
+    assert me(guest)["kind"] == "nobody"
+    live_server.services.retention.purge()
+    usage.change(member.id, {"is_disabled": False})
+    assert me(guest)["conversation_count"] == 1
+
+
+def test_a_renewed_guest_is_known_by_the_old_cookie_too_until_it_is_idle(people: Browsers) -> None:
+    guest = people.guest()
+    began, old = now().timestamp(), cookie_of(guest)
+    for day in (6, 12, 18, 24, 29.9):
+        with time_machine.travel(began + day * 86400):
+            me(guest)
+    with time_machine.travel(began + 31 * 86400):
+        me(guest)
+        new = cookie_of(guest)
+        assert new != old
+        for token in (new, old):
+            late = people.new()
+            late.cookies.set("ponder", token)
+            assert me(late)["conversation_count"] == 1
+
+
+def test_a_double_click_on_signing_in_signs_in_and_moves_the_chats_once(people: Browsers) -> None:
+    people.account("ada")
+    guest = people.guest()
+    body = {"username": "ada", "password": PASSWORD, "claim_guest": True}
+    cookie = cookie_of(guest)
+    clients = [people.new() for _ in range(4)]
+    for client in clients:
+        client.cookies.set("ponder", cookie)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda client: client.post("/auth/login", json=body), clients))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert me(people.signed_in("ada"))["conversation_count"] == 1
+
+
+def test_a_request_that_is_refused_makes_no_guest(people: Browsers, live_server: LiveServer) -> None:
+    client = people.new()
+    assert client.post("/api/conversations", json={"title": 7}).status_code == 422
+    assert client.patch("/api/me", json={"settings": {"theme": "pink"}}).status_code == 422
+    assert live_server.services.usage.totals().guests == 0
+
+
+def test_reading_goes_on_where_a_visit_cannot_be_noted(
+    people: Browsers, live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = people.account("ada")
+
+    def no_room(*_: object) -> None:
+        raise StorageFailed("The server's disk is full.")
+
+    monkeypatch.setattr(live_server.services.people, "touch", no_room)
+    with time_machine.travel(now().timestamp() + 2 * 3600):
+        assert client.get("/api/conversations").status_code == 200
+
+
+def test_an_admins_gravest_acts_need_a_recent_check(people: Browsers, live_server: LiveServer) -> None:
+    people.account("ada")
+    people.account("root.admin")
+    everyone = {member.name: member.id for member in live_server.services.usage.members(now())[0]}
+    live_server.services.usage.change(everyone["root.admin"], {"is_admin": True})
+    admin = people.signed_in("root.admin")
+    with time_machine.travel(now().timestamp() + 11 * 60):
+        assert error_of(admin.delete(f"/api/admin/people/{everyone['ada']}")) == "confirm_first"
+        assert error_of(admin.patch(f"/api/admin/people/{everyone['ada']}", json={"is_admin": True})) == "confirm_first"
+        assert admin.patch(f"/api/admin/people/{everyone['ada']}", json={"is_disabled": True}).status_code == 200
+
+
+def test_a_run_of_somebody_who_was_deleted_while_sending_is_never_begun(
+    people: Browsers, live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = people.account("ada")
+    store, people_table = live_server.services.store, live_server.services.people
+    accept = store.accept
+
+    def accept_and_delete(owner_id: str, *arguments: Any, **more: Any) -> Any:
+        accepted = accept(owner_id, *arguments, **more)
+        people_table.delete(owner_id)
+        return accepted
+
+    monkeypatch.setattr(store, "accept", accept_and_delete)
+    assert ask(client).status_code == 202
+    other = people.account("bob")
+    monkeypatch.setattr(store, "accept", accept)
+    accepted = ask(other).json()
+    with other.stream("GET", f"/api/runs/{accepted['run_id']}/events") as events:
+        events.read()
+    assert len(live_server.engine.requests) == 1
+
+
+def test_the_newest_fifty_sessions_are_kept(live_server: LiveServer, people: Browsers) -> None:
+    people.account("ada")
+    person_id = live_server.services.usage.members(now())[0][0].id
+    sessions = live_server.services.sessions
+    for _ in range(60):
+        token = sessions.open(person_id, "", instead_of=None, verified_at=None)
+    assert len(live_server.services.people.sessions(person_id)) == 50
+    assert sessions.caller(token) is not None
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1:5001", "192.0.2.1"),
+        ("[2001:db8::1]:99", "2001:0db8:0000:0000"),
+        ("2001:db8::2", "2001:0db8:0000:0000"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80:0000:0000:0000"),
+        ("what?", "unknown"),
+    ],
+)
+def test_an_address_is_the_same_however_it_is_written(written: str, address: str) -> None:
+    request = Request({"type": "http", "client": (written, 1), "headers": []})
+    assert address_of(request, Settings(secret_key="")) == address  # type: ignore[arg-type]
