@@ -303,8 +303,9 @@ async def callback(
     known.get(provider)
     try:
         proven, kept = await known.finish(request, provider)
-        is_bound = kept["person_id"] is not None or kept["purpose"] != "sign_in"
-        if is_bound and kept["person_id"] != (caller.person_id if caller else None):
+        # Nobody may have become a guest in another tab meanwhile
+        began = kept["person_id"] or (caller.person_id if caller and caller.kind == "guest" else None)
+        if began != (caller.person_id if caller else None):
             raise ProviderProblem("expired")
         return await _arrive(request, serving, proven, kept, caller, where)
     except ProviderProblem as problem:
