@@ -108,6 +108,13 @@ class Database:
             return False
         return True
 
+    def size_bytes(self) -> int | None:
+        """What the database takes on the disk, what is not yet written back included; None if it is elsewhere."""
+        if not self.is_sqlite or not self.url.database:
+            return None
+        files = (Path(f"{self.url.database}{ending}") for ending in ("", "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def close(self) -> None:
         """Give back every connection."""
         self.engine.dispose()

@@ -1,7 +1,6 @@
 """What an admin sees and does: people, numbers, quotas, running runs. Never the text of a conversation."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -73,14 +72,12 @@ async def delete_somebody(person_id: str, admin: Admin, serving: Serving) -> Res
 def usage(_: Admin, serving: Serving) -> dict[str, Any]:
     """What there is and what was asked, in numbers."""
     totals = serving.usage.totals()
-    database = serving.store.database
-    size = Path(database.url.database).stat().st_size if database.is_sqlite and database.url.database else None
     return {
         "people": {"accounts": totals.accounts, "guests": totals.guests, "disabled": totals.disabled},
         "conversations": totals.conversations,
         "messages": totals.messages,
         "sessions": totals.sessions,
-        "database_bytes": size,
+        "database_bytes": serving.store.database.size_bytes(),
         "days": serving.usage.days(),
     }
 
