@@ -1,41 +1,48 @@
 // Ponder's page. Gradio draws the empty parts; this joins them to the HTTP API. A run belongs to the server: this page
 // only reads it, and may be closed and opened again at any time.
 
-import { api, ApiError, newKey } from "./js/api.js";
+import { Desk } from "./js/account/desk.js";
+import { AdminView } from "./js/admin/view.js";
+import { api } from "./js/api.js";
+import { Attendant } from "./js/attendant.js";
 import { Composer } from "./js/composer.js";
-import { noticeAccepted } from "./js/dialogs.js";
-import { copyText, drawn, element, flash, iconButton, isNarrow, isPhone } from "./js/dom.js";
+import { copyText, drawn, element, flash, iconButton, isPhone } from "./js/dom.js";
+import { Drawer } from "./js/drawer.js";
 import { Follow } from "./js/follow.js";
-import { LiveRun } from "./js/live.js";
+import { me } from "./js/me.js";
 import { Panel } from "./js/panel.js";
+import { isDialog, placeOf } from "./js/routes.js";
+import { Sending } from "./js/sending.js";
 import { Sidebar } from "./js/sidebar.js";
-import { TEXT } from "./js/texts.js";
-import { AnswerView, branch, isOpen, questionView, wholeCode } from "./js/thread.js";
+import { loadTexts, TEXT } from "./js/texts.js";
+import { AnswerView, branch, questionView, wholeCode } from "./js/thread.js";
+import { ModelWatch } from "./js/watch.js";
 import { absence, Welcome } from "./js/welcome.js";
 
-const MODEL_POLL_MS = 1000;
-const READY_POLL_MS = 15_000;
-const FIRST_RETRY_MS = 500;
-const MOST_RETRY_MS = 10_000;
+/** What stands for a conversation's id while the administration is shown. */
+const ADMIN = "#admin";
 
 class Page {
   async start() {
+    const isMeRead = me.read();
     const ids = ["shell", "sidebar", "new-chat", "conversations", "model-card", "chat", "thread", "composer", "effort", "send", "reasoning"];
     const found = await Promise.all(ids.map((id) => drawn(`#${id}`)));
     const parts = Object.fromEntries(ids.map((id, index) => [id, found[index]]));
     parts.input = await drawn("#question textarea");
+    await isMeRead;
+    await loadTexts(me.settings.language);
     /** Unsent text by conversation id; null is the new chat. */
     this.drafts = new Map();
     this.shownId = null;
     /** Counts what is shown: an answer to a request of an earlier visit comes too late. */
     this.visit = 0;
-    this.retryMs = FIRST_RETRY_MS;
     this.answers = [];
     this.build(parts);
     this.bind();
-    this.watchModel();
+    this.watch = new ModelWatch({ onModel: (model) => this.onModel(model), onUnreachable: () => this.list.showUnreachable() });
     this.list.refresh();
-    await this.route();
+    await this.route({ isFirst: true });
+    if (me.person.was_signed_out) this.desk.onSignedOut();
     document.body.classList.add("ponder-ready");
   }
 
@@ -45,94 +52,156 @@ class Page {
     this.list = new Sidebar(parts.sidebar, parts.conversations, parts["model-card"], {
       onOpen: (id) => this.go(id),
       onDeleted: (id) => this.onDeleted(id),
-      onProblem: (message) => this.composer.alert(message),
+      onProblem: (error) => this.tell(error),
       onTitles: () => this.showTitle(),
     });
-    this.menuToggle = iconButton("menu", TEXT.chats, () => this.toggleDrawer(), {
-      className: "icon-button menu",
-      "aria-controls": "sidebar",
-      "aria-expanded": "false",
-    });
+    this.newChat.textContent = TEXT.newChat;
+    this.drawer = new Drawer(this.shell, this.newChat, [this.chat, parts.reasoning]);
     this.panelToggle = iconButton("panel", TEXT.reasoningPanel, () => this.togglePanel(), {
       className: "icon-button toggle-panel",
       "aria-controls": "reasoning",
       "aria-expanded": "false",
     });
     this.heading = element("h1", { className: "heading" });
-    this.chat.prepend(element("header", { id: "topbar" }, this.menuToggle, this.heading, this.panelToggle));
-    this.scrim = element("div", { className: "scrim", onclick: () => this.toggleDrawer(false) });
-    this.shell.append(this.scrim);
+    this.chat.prepend(element("header", { id: "topbar" }, this.drawer.button, this.heading, this.panelToggle));
     this.messages = element("div", { className: "messages", role: "log", "aria-live": "off", "aria-label": TEXT.conversation });
     this.thread.append(this.messages);
     this.follow = new Follow(this.thread, this.messages, TEXT.jump);
     this.announcer = element("p", { className: "off-screen", role: "status", "aria-live": "polite" });
     this.composer = new Composer(parts.composer, parts, {
-      onSend: () => this.submit(),
-      onStop: () => this.stop(),
+      onSend: () => this.sending.submit(),
+      onStop: () => this.attendant.stop(),
       announcer: this.announcer,
       pill: this.follow.pill,
     });
+    this.attendant = new Attendant(this);
+    this.sending = new Sending(this);
+    this.desk = new Desk(parts.sidebar, this);
   }
 
   bind() {
     this.newChat.addEventListener("click", () => this.go(null));
     window.addEventListener("hashchange", () => this.route());
     window.addEventListener("beforeunload", (event) => {
-      if (this.composer.text.trim() || this.drafts.size) event.preventDefault();
+      if (this.hasText()) event.preventDefault();
     });
     document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.onEscape());
     document.addEventListener("click", (event) => this.onCopyCode(event));
-    document.addEventListener("visibilitychange", () => document.hidden || this.list.refresh());
-    matchMedia("(max-width: 1023px)").addEventListener("change", () => this.toggleDrawer(false));
+    document.addEventListener("visibilitychange", () => document.hidden || this.onVisible());
   }
 
-  // The model
-
-  async watchModel() {
-    if (!document.hidden) await this.readModel();
-    setTimeout(() => this.watchModel(), this.model?.state === "ready" ? READY_POLL_MS : MODEL_POLL_MS);
+  onVisible() {
+    this.desk.onVisible();
+    this.list.refresh();
   }
 
-  async readModel() {
-    try {
-      this.model = await api.model();
-      this.list.showModel(this.model);
-      this.composer.showModel(this.model);
-      this.welcome?.showModel(this.model);
-    } catch {
-      // What the person does meanwhile has errors of its own
-      this.model = null;
-      this.list.showUnreachable();
-    }
+  onModel(model) {
+    this.list.showModel(model);
+    this.composer.showModel(model);
+    this.welcome?.showModel(model);
+    if (!me.isKnown) me.read();
+  }
+
+  /** What went wrong, above the composer; that the session has ended is said in the middle already. */
+  tell(error) {
+    if (error.code !== "signed_out") this.composer.alert(error.message ?? String(error));
+  }
+
+  // The person
+
+  hasText() {
+    return Boolean(this.composer.text.trim() || this.drafts.size);
+  }
+
+  forgetText() {
+    this.leave();
+    this.composer.text = "";
+    this.drafts.clear();
+  }
+
+  onSettings(settings, before) {
+    this.panel.apply(settings, before);
+    if (settings.effort !== before?.effort) this.composer.setEffort(settings.effort);
+  }
+
+  /** Somebody else is here now: their chats are shown; what stands in the composer stays. */
+  onPerson({ isOther }) {
+    const { text } = this.composer;
+    if (isOther) this.drafts.clear();
+    this.list.clear();
+    this.list.refresh();
+    const toNew = () => {
+      this.composer.text = "";
+      this.drafts.set(null, text);
+      this.go(null);
+    };
+    return this.route({ isForced: true, onMissing: toNew });
+  }
+
+  onSignedOut() {
+    const { text } = this.composer;
+    this.leave();
+    this.drafts.delete(this.shownId);
+    this.drawer.toggle(false);
+    this.list.clear();
+    const { title, about, aboutText } = TEXT.signedOut;
+    this.showMiddle(absence(title, text.trim() ? aboutText : about, [TEXT.account.signIn, () => this.desk.signIn()]));
   }
 
   // Which conversation
 
+  /** Of what is shown, under whatever dialog. */
+  get address() {
+    if (this.shownId === ADMIN) return "#/admin";
+    return this.shownId ? `#/c/${this.shownId}` : "#/";
+  }
+
   go(id) {
     const hash = id ? `#/c/${id}` : "#/";
-    this.toggleDrawer(false);
+    this.drawer.toggle(false);
     if (location.hash === hash) this.route();
     else location.hash = hash;
   }
 
-  async route() {
-    const id = /^#\/c\/([\w-]+)$/.exec(location.hash)?.[1] ?? null;
-    if (id && id === this.conversation?.id) return;
+  /** `isFirst`: the page has just been opened; `isForced`: show it anew; `onMissing` is for a chat that is not there. */
+  async route({ isFirst = false, isForced = false, onMissing } = {}) {
+    const place = placeOf(location.hash);
+    this.desk.follow(place, { isFirst });
+    if (isDialog(place) && !isFirst) return;
+    const id = place.kind === "chat" ? place.id : null;
+    if (id && id === this.conversation?.id && !isForced) return;
     this.leave();
     this.list.select(id);
-    this.shownId = id;
+    this.shownId = place.kind === "admin" ? ADMIN : id;
     this.composer.alert("");
-    this.composer.text = this.drafts.get(id) ?? "";
-    this.drafts.delete(id);
+    this.composer.text = this.drafts.get(this.shownId) ?? "";
+    this.drafts.delete(this.shownId);
     if (!isPhone()) this.composer.input.focus();
-    if (id) await this.openConversation(id);
+    if (id) await this.openConversation(id, { onMissing });
+    else if (place.kind === "admin") this.showAdmin();
     else this.showMiddle(this.newWelcome());
+  }
+
+  showAdmin() {
+    if (!me.person.is_admin) {
+      this.showMissing();
+      return;
+    }
+    this.adminView = new AdminView();
+    this.showMiddle(this.adminView.root);
+    this.shell.classList.add("at-admin");
+    this.follow.allow(false);
+    this.showTitle();
   }
 
   leave() {
     if (this.composer.text.trim()) this.drafts.set(this.shownId, this.composer.text);
     this.visit += 1;
-    this.detach();
+    this.adminView?.close();
+    this.adminView = null;
+    this.shell.classList.remove("at-admin");
+    this.follow.allow(true);
+    this.attendant.detach();
     this.panel.clear();
     this.panel.close();
     this.conversation = null;
@@ -143,21 +212,27 @@ class Page {
     this.composer.showContext(null);
   }
 
-  async openConversation(id) {
+  async openConversation(id, { onMissing = () => this.showMissing() } = {}) {
     const visit = this.visit;
     try {
       const conversation = await api.conversation(id);
       if (this.visit === visit) this.showConversation(conversation);
     } catch (error) {
       if (this.visit !== visit) return;
-      if (error.code === "not_found") this.showMiddle(absence(TEXT.missing, TEXT.missingAbout, TEXT.startNew, () => this.go(null)));
-      else this.showMiddle(absence(TEXT.notLoaded, error.message, TEXT.tryAgain, () => this.route()));
+      if (error.code === "not_found") onMissing();
+      else this.showMiddle(absence(TEXT.notLoaded, error.message, [TEXT.tryAgain, () => this.route()]));
     }
+  }
+
+  showMissing() {
+    const ways = [[TEXT.startNew, () => this.go(null)]];
+    if (!me.isAccount) ways.push([TEXT.account.signIn, () => this.desk.signIn()]);
+    this.showMiddle(absence(TEXT.missing, me.isAccount ? TEXT.missingAbout : TEXT.missingAboutUnknown, ...ways));
   }
 
   /** Show a conversation as the server has it, from its first message on. */
   showConversation(conversation) {
-    this.detach();
+    this.attendant.detach();
     this.conversation = conversation;
     this.answers = [];
     this.welcome = null;
@@ -167,7 +242,7 @@ class Page {
     if (!conversation.messages.length) this.showMiddle(this.newWelcome());
     this.composer.showContext(conversation.context);
     this.follow.toEnd();
-    this.attachLast();
+    this.attendant.attachLast();
   }
 
   append(message) {
@@ -177,7 +252,7 @@ class Page {
     }
     const view = new AnswerView(message, {
       onChip: (answer) => this.onChip(answer),
-      onAgain: (answer) => this.askAgain(answer),
+      onAgain: (answer) => this.sending.askAgain(answer),
     });
     this.answers.push(view);
     this.messages.append(view.root);
@@ -185,8 +260,14 @@ class Page {
 
   /** Something in place of messages. */
   showMiddle(shown) {
+    this.middle = shown;
     this.messages.replaceChildren(shown);
     this.thread.scrollTop = 0;
+  }
+
+  clearMiddle() {
+    this.middle?.remove();
+    this.middle = this.welcome = null;
   }
 
   newWelcome() {
@@ -194,12 +275,13 @@ class Page {
       this.composer.text = text;
       this.composer.input.focus();
     });
-    if (this.model) this.welcome.showModel(this.model);
+    if (this.watch?.model) this.welcome.showModel(this.watch.model);
     return this.welcome.root;
   }
 
   showTitle() {
-    const title = this.conversation ? this.list.titleOf(this.conversation.id) || this.conversation.title : "";
+    const ofChat = this.conversation ? this.list.titleOf(this.conversation.id) || this.conversation.title : "";
+    const title = this.adminView ? TEXT.admin.title : ofChat;
     this.heading.textContent = title || TEXT.brand;
     this.heading.classList.toggle("plain", !title);
     document.title = title ? `${title} · ${TEXT.brand}` : TEXT.brand;
@@ -214,185 +296,7 @@ class Page {
     this.newChat.focus();
   }
 
-  // Sending
-
-  async submit() {
-    const { text } = this.composer;
-    if (this.isSending) return;
-    if (!text.trim()) {
-      this.composer.alert(TEXT.writeFirst);
-      return;
-    }
-    if (await noticeAccepted(this.model)) await this.post(text);
-  }
-
-  askAgain(answer) {
-    const question = this.conversation.messages.find(({ id }) => id === answer.parentId);
-    if (question && !this.live && !this.isSending) this.post(question.text, { parent_id: question.parent_id });
-  }
-
-  /** Send; the composer keeps its text until the server has it. */
-  async post(text, where = {}) {
-    const { visit } = this;
-    this.isSending = true;
-    this.composer.setBusy(true);
-    try {
-      const conversation = this.conversation ?? (await this.begin(visit));
-      const message = { text, client_key: this.keyFor(conversation.id, text, where), options: { effort: this.composer.chosenEffort }, ...where };
-      const accepted = await api.send(conversation.id, message);
-      this.attempt = null;
-      this.forgetSent(conversation.id, text, visit);
-      if (this.visit === visit) await this.showAccepted(accepted, text, where);
-      this.list.refresh();
-    } catch (error) {
-      if (this.visit !== visit) return;
-      if (error instanceof ApiError && error.code === "conversation_busy") await this.openConversation(this.conversation.id);
-      this.composer.alert(error.message ?? String(error));
-    } finally {
-      this.isSending = false;
-      this.composer.setBusy(false);
-    }
-  }
-
-  /** One key for the same text in the same place, however often it is tried: the server takes it once. */
-  keyFor(conversationId, text, { parent_id: parentId }) {
-    const what = JSON.stringify([conversationId, text, parentId]);
-    if (this.attempt?.what !== what) this.attempt = { what, key: newKey() };
-    return this.attempt.key;
-  }
-
-  forgetSent(conversationId, text, visit) {
-    if (this.visit === visit) {
-      this.composer.alert("");
-      if (this.composer.text === text) this.composer.text = "";
-    }
-    for (const id of [conversationId, null]) if (this.drafts.get(id) === text) this.drafts.delete(id);
-  }
-
-  async begin(visit) {
-    const conversation = { ...(await api.newConversation()), messages: [] };
-    if (this.visit === visit) {
-      this.conversation = conversation;
-      this.shownId = conversation.id;
-      this.list.select(conversation.id);
-      history.replaceState(null, "", `#/c/${conversation.id}`);
-    }
-    return conversation;
-  }
-
-  /** A question at the end is put behind what is there; one that begins a branch changes what is shown. */
-  async showAccepted({ message_id: questionId, answer_id: answerId, run_id: runId, place }, text, where) {
-    const { conversation } = this;
-    const isKnown = conversation.messages.some(({ id }) => id === questionId);
-    if ("parent_id" in where || isKnown) {
-      await this.openConversation(conversation.id);
-      return;
-    }
-    if (this.welcome) {
-      this.welcome = null;
-      this.messages.replaceChildren();
-    }
-    const run = { id: runId, state: place ? "queued" : "running", place, notes: [] };
-    const question = { id: questionId, parent_id: conversation.leaf_id, role: "user", text };
-    const answer = { id: answerId, parent_id: questionId, role: "assistant", text: "", html: "", reasoning: null, run };
-    conversation.messages.push(question, answer);
-    conversation.leaf_id = answerId;
-    this.append(question);
-    this.append(answer);
-    this.follow.toEnd();
-    this.attachLast();
-  }
-
-  // The live run
-
-  /** Read the run of the last answer, if it goes on. */
-  attachLast() {
-    const last = this.answers.at(-1);
-    if (last && isOpen(last.run)) this.attach(last);
-  }
-
-  attach(answer) {
-    this.detach();
-    this.live = new LiveRun(answer, this.panel, {
-      onDone: (done) => this.onDone(answer, done),
-      onLost: () => this.onLost(answer),
-      onHeard: () => (this.retryMs = FIRST_RETRY_MS),
-      onAnswerNow: () => api.answerNow(answer.run.id).catch((error) => this.composer.alert(error.message)),
-    });
-    this.composer.setLive(true);
-  }
-
-  detach() {
-    this.live?.close();
-    this.live = null;
-    this.composer.setLive(false);
-  }
-
-  async onDone(answer, done) {
-    const { visit } = this;
-    const { id } = this.conversation;
-    this.detach();
-    this.panel.makeRoom();
-    this.announcer.textContent = done.state === "done" ? TEXT.ready : TEXT.ended;
-    this.list.refresh();
-    try {
-      const conversation = await api.conversation(id);
-      if (this.visit !== visit) return;
-      this.conversation = conversation;
-      const message = conversation.messages.find((one) => one.id === answer.id);
-      if (message) this.finish(answer, message);
-      this.composer.showContext(conversation.context);
-    } catch (error) {
-      if (this.visit !== visit) return;
-      answer.showRun({ ...answer.run, ...done }, null);
-      this.composer.alert(error.message);
-    }
-  }
-
-  finish(answer, message) {
-    answer.text = message.text;
-    answer.showRun(message.run, message.reasoning);
-    if (this.panel.owner !== answer.id) return;
-    if (answer.reasoning) {
-      this.panel.setSummary(answer.reasoning);
-      return;
-    }
-    this.panel.clear();
-    this.panel.close();
-  }
-
-  /** The stream ended without a done, as after a restart of the server: read anew what there is, until it works. */
-  async onLost(answer) {
-    const { visit } = this;
-    const { id } = this.conversation;
-    this.detach();
-    answer.showReconnecting();
-    while (this.visit === visit && !this.live) {
-      await new Promise((resolve) => setTimeout(resolve, this.retryMs));
-      this.retryMs = Math.min(2 * this.retryMs, MOST_RETRY_MS);
-      if (this.visit === visit && !this.live && (await this.isShownAnew(id, visit))) return;
-    }
-  }
-
-  async isShownAnew(id, visit) {
-    try {
-      const conversation = await api.conversation(id);
-      if (this.visit === visit) this.showConversation(conversation);
-    } catch (error) {
-      if (error.code !== "not_found") return false;
-      if (this.visit === visit) await this.openConversation(id);
-    }
-    return true;
-  }
-
-  async stop() {
-    const { id } = this.live;
-    this.composer.setBusy(true);
-    await api.stop(id).catch((error) => this.composer.alert(error.message));
-    this.composer.setBusy(false);
-  }
-
-  // Panel and drawer
+  // The panel
 
   onPanel() {
     const { isOpen: isShown, owner } = this.panel ?? {};
@@ -404,14 +308,14 @@ class Page {
     const { panel } = this;
     if (panel.owner === answer.id && panel.isOpen) panel.close({ isByHand: true });
     else if (panel.owner === answer.id) panel.openByHand();
-    else if (answer === this.live?.answer) this.showLiveAgain(answer);
+    else if (answer === this.attendant.live?.answer) this.showLiveAgain(answer);
     else if (answer.reasoning) panel.showStored(answer.id, answer.reasoning);
   }
 
   /** The panel showed another message meanwhile, and what came for this one is not in it: read the run anew. */
   showLiveAgain(answer) {
     this.panel.openByHand();
-    this.attach(answer);
+    this.attendant.attach(answer);
   }
 
   togglePanel() {
@@ -425,19 +329,9 @@ class Page {
     }
   }
 
-  toggleDrawer(isShown = !this.shell.classList.contains("drawer-open")) {
-    const wasShown = this.shell.classList.contains("drawer-open");
-    const isOver = isShown && isNarrow();
-    this.shell.classList.toggle("drawer-open", isOver);
-    this.menuToggle.setAttribute("aria-expanded", String(isOver));
-    this.chat.inert = this.panel.host.inert = isOver;
-    if (isOver) this.newChat.focus();
-    else if (wasShown) this.menuToggle.focus();
-  }
-
   onEscape() {
     if (document.querySelector("dialog[open]")) return;
-    if (this.shell.classList.contains("drawer-open")) this.toggleDrawer(false);
+    if (this.drawer.isOpen) this.drawer.toggle(false);
     else if (this.panel.isOpen) this.panel.close({ isByHand: true });
   }
 

@@ -10,14 +10,22 @@ export class ApiError extends Error {
   }
 }
 
+/** Some site shows the page in a frame: then the cookie has to be another. */
+export const isFramed = window.top !== window;
+
+const doors = { signed_out: () => {}, sign_in_first: () => {} };
+
+/** What to do, whatever call it was, when the session has ended (`signed_out`) or an account is needed (`sign_in_first`). */
+export function onShutDoors(open) {
+  Object.assign(doors, open);
+}
+
 async function call(method, path, body) {
+  const headers = isFramed ? { "X-Ponder-Framed": "1" } : {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, {
-      method,
-      headers: body === undefined ? {} : { "Content-Type": "application/json" },
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
+    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
     throw new ApiError("unreachable", TEXT.unreachable);
   }
@@ -25,14 +33,22 @@ async function call(method, path, body) {
   const answer = await response.json().catch(() => ({}));
   if (response.ok) return answer;
   const { code = "internal", message = TEXT.wentWrong, ...details } = answer.error ?? {};
-  throw new ApiError(code, message, details);
+  doors[code]?.();
+  throw new ApiError(code, TEXT.errors?.[code]?.(details) ?? message, details);
 }
 
-const path = (...parts) => ["/api", ...parts.map(encodeURIComponent)].join("/");
+const place = (...parts) => ["", ...parts.map(encodeURIComponent)].join("/");
+const path = (...parts) => place("api", ...parts);
+const auth = (...parts) => place("auth", ...parts);
+
+function query(values) {
+  const given = Object.entries(values).filter(([, value]) => value);
+  return given.length ? `?${new URLSearchParams(given)}` : "";
+}
 
 export const api = {
   model: () => call("GET", path("model")),
-  conversations: (cursor) => call("GET", path("conversations") + (cursor ? `?cursor=${encodeURIComponent(cursor)}` : "")),
+  conversations: (cursor) => call("GET", path("conversations") + query({ cursor })),
   conversation: (id) => call("GET", path("conversations", id)),
   newConversation: () => call("POST", path("conversations"), {}),
   deleteConversation: (id) => call("DELETE", path("conversations", id)),
@@ -40,7 +56,36 @@ export const api = {
   reasoning: (id) => call("GET", path("messages", id, "reasoning")),
   stop: (runId) => call("POST", path("runs", runId, "stop")),
   answerNow: (runId) => call("POST", path("runs", runId, "answer-now")),
-  events: (runId, after) => `${path("runs", runId, "events")}${after ? `?after=${after}` : ""}`,
+  events: (runId, after) => path("runs", runId, "events") + query({ after }),
+
+  me: () => call("GET", path("me")),
+  changeMe: (changes) => call("PATCH", path("me"), changes),
+  deleteMe: () => call("DELETE", path("me")),
+  sessions: () => call("GET", path("me", "sessions")),
+  endSession: (id) => call("DELETE", path("me", "sessions", id)),
+  unlink: (id) => call("DELETE", path("me", "identities", id)),
+
+  signUp: (given) => call("POST", auth("register"), given),
+  signIn: (given) => call("POST", auth("login"), given),
+  recover: (given) => call("POST", auth("recover"), given),
+  signOut: (everywhere) => call("POST", auth("logout"), { everywhere }),
+  /** Takes away the cookie of a session that has ended, and no other. */
+  leaveEnded: () => call("POST", auth("logout"), { ended: true }),
+  setPassword: (given) => call("POST", auth("password"), given),
+  confirm: (password) => call("POST", auth("confirm"), { password }),
+  newRecoveryCodes: () => call("POST", auth("recovery-codes")),
+  startProvider: (name, given) => call("POST", auth(name, "start"), given),
+  providerLogin: (name) => auth(name, "login"),
+};
+
+export const adminApi = {
+  people: (q, cursor) => call("GET", path("admin", "people") + query({ q, cursor })),
+  changePerson: (id, changes) => call("PATCH", path("admin", "people", id), changes),
+  deletePerson: (id) => call("DELETE", path("admin", "people", id)),
+  usage: () => call("GET", path("admin", "usage")),
+  quotas: () => call("GET", path("admin", "quotas")),
+  runs: () => call("GET", path("admin", "runs")),
+  stopRun: (id) => call("POST", path("admin", "runs", id, "stop")),
 };
 
 /** A key that makes a repeated send the same message; `randomUUID` needs a secure context. */

@@ -12,12 +12,15 @@ export class Composer {
     host.prepend(pill, this.notices);
     host.append(element("p", { className: "hint", text: TEXT.hint }), announcer);
     input.setAttribute("aria-label", TEXT.question);
+    input.placeholder = TEXT.placeholder;
+    for (const [name, text] of Object.entries(TEXT.efforts)) this.effortLabel(name)?.querySelector("span")?.replaceChildren(text);
     effort.setAttribute("role", "radiogroup");
     effort.setAttribute("aria-label", TEXT.effort);
     // Capture: Gradio's own handler for Enter must not see it
     input.addEventListener("keydown", (event) => this.onKey(event), { capture: true });
     input.addEventListener("input", () => input.value && this.alert(""));
     send.addEventListener("click", (event) => this.onClick(event));
+    this.setLive(false);
   }
 
   get text() {
@@ -32,6 +35,14 @@ export class Composer {
 
   get chosenEffort() {
     return this.effort.querySelector("input:checked")?.value ?? "normal";
+  }
+
+  effortLabel(name) {
+    return this.effort.querySelector(`input[value="${name}"]`)?.closest("label");
+  }
+
+  setEffort(name) {
+    if (this.chosenEffort !== name) this.effortLabel(name)?.click();
   }
 
   onKey(event) {
@@ -77,7 +88,7 @@ export class Composer {
       if (this.modelProblem) this.notices.prepend(this.modelProblem);
     }
     for (const { name, thinking_tokens: tokens } of efforts) {
-      const label = this.effort.querySelector(`input[value="${name}"]`)?.closest("label");
+      const label = this.effortLabel(name);
       if (label) label.title = TEXT.effortTokens(tokens);
     }
   }

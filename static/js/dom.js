@@ -24,6 +24,8 @@ const PATHS = {
   panel: "M4 5h16v14H4zM14 5v14",
   down: "M12 5v14M6 13l6 6 6-6",
   again: "M19 12a7 7 0 1 1-2-4.9M19 4v4h-4",
+  chevron: "M7 14l5-5 5 5",
+  gear: "M4 7h9M17 7h3M4 17h3M11 17h9M13 7a2 2 0 1 0 4 0a2 2 0 1 0-4 0M7 17a2 2 0 1 0 4 0a2 2 0 1 0-4 0",
   warning: "M12 4l9 16H3zM12 10v4M12 17v.1",
 };
 
@@ -72,7 +74,8 @@ export function flash(label, text) {
   label.dataset.timer = setTimeout(() => (label.textContent = label.dataset.text), 1500);
 }
 
-export async function copyText(text) {
+/** `host` is where the page can hold a selection: the dialog, while one is open. */
+export async function copyText(text, host = document.body) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -80,7 +83,7 @@ export async function copyText(text) {
     const area = element("textarea", { className: "off-screen" });
     area.value = text;
     const focused = document.activeElement;
-    document.body.append(area);
+    host.append(area);
     area.select();
     document.execCommand("copy");
     area.remove();
@@ -115,7 +118,13 @@ export class Flag {
 export const isNarrow = () => matchMedia("(max-width: 1023px)").matches;
 export const isPhone = () => matchMedia("(max-width: 767px)").matches;
 
-export const count = (number) => Math.round(number ?? 0).toLocaleString("en-US");
+const language = () => document.documentElement.lang || "en";
+
+export const count = (number) => Math.round(number ?? 0).toLocaleString(language());
+
+export const day = (time) => new Date(time).toLocaleDateString(language(), { dateStyle: "medium" });
+
+export const dayAndHour = (time) => new Date(time).toLocaleString(language(), { dateStyle: "medium", timeStyle: "short" });
 
 export function seconds(value) {
   const whole = Math.max(1, Math.round(value));

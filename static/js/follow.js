@@ -8,7 +8,7 @@ export class Follow {
   /** `content` is what grows inside `scroller`. */
   constructor(scroller, content, label) {
     this.scroller = scroller;
-    this.isOn = true;
+    this.isOn = this.isAllowed = true;
     // Also hears of blocks that get their real height only when they come into sight
     const observer = new ResizeObserver(() => this.grown());
     observer.observe(content);
@@ -28,17 +28,25 @@ export class Follow {
     );
   }
 
+  /** Where it is not wanted, only the pill goes to the end. */
+  allow(isAllowed) {
+    this.isAllowed = isAllowed;
+    if (!isAllowed) this.isOn = false;
+  }
+
   set(isOn) {
-    this.isOn = isOn;
+    this.isOn = isOn && this.isAllowed;
     this.pill.hidden = isOn;
   }
 
   grown() {
-    if (this.isOn) this.scroller.scrollTop = this.scroller.scrollHeight;
+    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+    if (this.isOn) this.scroller.scrollTop = scrollHeight;
+    else if (!this.isAllowed) this.pill.hidden = scrollHeight - scrollTop - clientHeight < NEAR_PX;
   }
 
   toEnd() {
     this.set(true);
-    this.grown();
+    this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 }

@@ -4,6 +4,7 @@ import { api } from "./api.js";
 import { Blocks } from "./blocks.js";
 import { button, element, Flag, iconButton, isPhone, seconds } from "./dom.js";
 import { Follow } from "./follow.js";
+import { me } from "./me.js";
 import { TEXT } from "./texts.js";
 
 export class Panel {
@@ -46,6 +47,13 @@ export class Panel {
     );
   }
 
+  /** The person's settings; to have it open by itself again takes back that it was closed by hand. */
+  apply({ panel_opens: opens, panel_figures: hasFigures, panel_follows: follows }, before) {
+    if (opens && before?.panel_opens === false) this.closedByHand.set("0");
+    this.host.classList.toggle("plain", !hasFigures);
+    this.follow.allow(follows);
+  }
+
   get isOpen() {
     return this.shell.classList.contains("panel-open");
   }
@@ -78,7 +86,7 @@ export class Panel {
   /** Show a message's live reasoning; once there is some, it opens by itself unless it was closed by hand. */
   startLive(owner, onAnswerNow) {
     this.clear(owner);
-    this.isToOpen = !this.wasClosedByHand && !this.isOpen;
+    this.isToOpen = me.settings.panel_opens && !this.wasClosedByHand && !this.isOpen;
     this.openedItself = false;
     this.onAnswerNow = () => {
       this.answerNow.disabled = true;

@@ -29,7 +29,7 @@ export class Sidebar {
       this.draw();
       this.onTitles();
     } catch (error) {
-      this.onProblem(error.message);
+      this.onProblem(error);
     }
     this.watchOthers();
   }
@@ -49,8 +49,15 @@ export class Sidebar {
       this.cursor = cursor;
       this.draw();
     } catch (error) {
-      this.onProblem(error.message);
+      this.onProblem(error);
     }
+  }
+
+  /** Nobody's chats until the next `refresh`. */
+  clear() {
+    this.items = [];
+    this.cursor = null;
+    this.draw();
   }
 
   select(id) {
@@ -102,7 +109,7 @@ export class Sidebar {
     } catch (error) {
       // Deleted in another tab: gone is what was wanted
       if (error.code !== "not_found") {
-        this.onProblem(error.message);
+        this.onProblem(error);
         return;
       }
     }

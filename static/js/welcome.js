@@ -23,13 +23,14 @@ export class Welcome {
   }
 }
 
-/** There is no such conversation, or it cannot be had now. */
-export function absence(title, about, action, onAction) {
+/** There is no such conversation, or it cannot be had now; `ways` are what can be done: text and function. */
+export function absence(title, about, ...ways) {
+  const buttons = ways.map(([text, onclick]) => button(text, onclick, { className: "example" }));
   return element(
     "section",
     { className: "welcome absence" },
     element("h2", { text: title }),
     element("p", { text: about }),
-    button(action, onAction, { className: "example" }),
+    element("div", { className: "absence-ways" }, ...buttons),
   );
 }

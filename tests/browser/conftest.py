@@ -30,7 +30,7 @@ def opens(chromium: Browser, live_server: LiveServer) -> Iterator[Opens]:
         context.set_default_timeout(15_000)
         contexts.append(context)
         if is_known:
-            context.add_init_script("localStorage.setItem('ponder.notice', '1')")
+            context.request.patch(f"{live_server.url}/api/me", data={"notice_version": 1})
         page = context.new_page()
         page.goto(live_server.url + path)
         page.wait_for_selector("body.ponder-ready")

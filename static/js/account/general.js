@@ -1,0 +1,31 @@
+// Settings, General: language, appearance, how long to think, what the reasoning panel does.
+
+import { element } from "../dom.js";
+import { me } from "../me.js";
+import { TEXT } from "../texts.js";
+import { checkbox, Field } from "./fields.js";
+
+export function general(settings) {
+  const texts = TEXT.settings;
+  const choice = (name, label, options, { rule, onSaved } = {}) => {
+    const field = new Field({ label, rule, tag: "select", options, name });
+    field.value = me.settings[name];
+    field.input.addEventListener("change", async () => {
+      if (await settings.save({ [name]: field.value })) onSaved?.();
+    });
+    return field;
+  };
+  const onLanguage = () => (settings.page.hasText() ? settings.tell(texts.languageLater) : location.reload());
+  const language = choice("language", texts.language, texts.languages, { onSaved: onLanguage });
+  const flip = (name, label) => checkbox(label, { isOn: me.settings[name], onChange: (isOn) => settings.save({ [name]: isOn }), name }).root;
+  const panel = element(
+    "fieldset",
+    {},
+    element("legend", { text: texts.panel }),
+    flip("panel_opens", texts.panelOpens),
+    flip("panel_figures", texts.panelFigures),
+    flip("panel_follows", texts.panelFollows),
+  );
+  const fields = [language, choice("theme", texts.theme, texts.themes), choice("effort", texts.effort, TEXT.efforts, { rule: texts.effortHint })];
+  return { parts: [...fields.map(({ root }) => root), panel] };
+}

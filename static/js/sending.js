@@ -1,0 +1,117 @@
+// From the composer to the server: the text stays in the composer until the server has it.
+
+import { api, ApiError, newKey } from "./api.js";
+import { noticeAccepted } from "./dialogs.js";
+import { TEXT } from "./texts.js";
+
+export class Sending {
+  constructor(page) {
+    this.page = page;
+    this.isBusy = false;
+  }
+
+  async submit() {
+    const { composer, desk, watch } = this.page;
+    const { text } = composer;
+    if (this.isBusy) return;
+    if (!text.trim()) {
+      composer.alert(TEXT.writeFirst);
+      return;
+    }
+    // What comes back from signing in is another chat list: the person looks first, and sends then
+    if (desk.whySignIn) desk.signIn({ sentence: desk.whySignIn });
+    else if (await this.isNoticeAccepted(watch.model)) await this.post(text);
+  }
+
+  async isNoticeAccepted(model) {
+    try {
+      return await noticeAccepted(model);
+    } catch (error) {
+      this.page.tell(error);
+      return false;
+    }
+  }
+
+  askAgain(answer) {
+    const { conversation, attendant } = this.page;
+    const question = conversation.messages.find(({ id }) => id === answer.parentId);
+    if (question && !attendant.live && !this.isBusy) this.post(question.text, { parent_id: question.parent_id });
+  }
+
+  async post(text, where = {}) {
+    const { page } = this;
+    const { visit } = page;
+    this.setBusy(true);
+    try {
+      const conversation = page.conversation ?? (await this.begin(visit));
+      const options = { effort: page.composer.chosenEffort };
+      const message = { text, client_key: this.keyFor(conversation.id, text, where), options, ...where };
+      const accepted = await api.send(conversation.id, message);
+      this.attempt = null;
+      this.forgetSent(conversation.id, text, visit);
+      if (page.visit === visit) await this.showAccepted(accepted, text, where);
+      page.list.refresh();
+    } catch (error) {
+      if (page.visit !== visit) return;
+      if (error instanceof ApiError && error.code === "conversation_busy") await page.openConversation(page.conversation.id);
+      page.tell(error);
+    } finally {
+      this.setBusy(false);
+    }
+  }
+
+  setBusy(isBusy) {
+    this.isBusy = isBusy;
+    this.page.composer.setBusy(isBusy);
+  }
+
+  /** One key for the same text in the same place, however often it is tried: the server takes it once. */
+  keyFor(conversationId, text, { parent_id: parentId }) {
+    const what = JSON.stringify([conversationId, text, parentId]);
+    if (this.attempt?.what !== what) this.attempt = { what, key: newKey() };
+    return this.attempt.key;
+  }
+
+  forgetSent(conversationId, text, visit) {
+    const { composer, drafts } = this.page;
+    if (this.page.visit === visit) {
+      composer.alert("");
+      if (composer.text === text) composer.text = "";
+    }
+    for (const id of [conversationId, null]) if (drafts.get(id) === text) drafts.delete(id);
+  }
+
+  async begin(visit) {
+    const { page } = this;
+    const conversation = { ...(await api.newConversation()), messages: [] };
+    if (page.visit === visit) {
+      page.conversation = conversation;
+      page.shownId = conversation.id;
+      page.list.select(conversation.id);
+      history.replaceState(null, "", `#/c/${conversation.id}`);
+    }
+    page.desk.onBegun();
+    return conversation;
+  }
+
+  /** A question at the end is put behind what is there; one that begins a branch changes what is shown. */
+  async showAccepted({ message_id: questionId, answer_id: answerId, run_id: runId, place }, text, where) {
+    const { page } = this;
+    const { conversation } = page;
+    const isKnown = conversation.messages.some(({ id }) => id === questionId);
+    if ("parent_id" in where || isKnown) {
+      await page.openConversation(conversation.id);
+      return;
+    }
+    page.clearMiddle();
+    const run = { id: runId, state: place ? "queued" : "running", place, notes: [] };
+    const question = { id: questionId, parent_id: conversation.leaf_id, role: "user", text };
+    const answer = { id: answerId, parent_id: questionId, role: "assistant", text: "", html: "", reasoning: null, run };
+    conversation.messages.push(question, answer);
+    conversation.leaf_id = answerId;
+    page.append(question);
+    page.append(answer);
+    page.follow.toEnd();
+    page.attendant.attachLast();
+  }
+}
