@@ -21,6 +21,7 @@ from app.history.people import Credentials, People
 _LONGEST_LINE = 64
 # One address, which may be a whole school's, leaves room for others
 _LONGEST_LINE_FROM_ONE = 32
+_WRONG = "The name and the password do not fit together."
 _T = TypeVar("_T")
 
 
@@ -184,13 +185,15 @@ class LocalAccounts:
 
     def _confirm(self, person_id: str, password: str, address: str) -> None:
         self._attempts.refuse_too_many(person_id, address)
-        self._check(self._people.credentials_of(person_id), password, person_id, address)
+        found = self._people.credentials_of(person_id)
+        self._check(found, password, person_id, address, "This is not your password.")
 
     def _change(self, person_id: str, password: str, new_password: str, address: str, session_id: str) -> None:
         self._attempts.refuse_too_many(person_id, address)
         names = self._people.person(person_id).username
         checked = passwords.checked_password(new_password, names)
-        self._check(self._people.credentials_of(person_id), password, person_id, address)
+        found = self._people.credentials_of(person_id)
+        self._check(found, password, person_id, address, "This is not your password.")
         self._people.set_password(person_id, passwords.hashed(checked), but=session_id)
 
     def _set_first(self, person_id: str, username: str, new_password: str, address: str, session_id: str) -> list[str]:
@@ -217,10 +220,10 @@ class LocalAccounts:
         if self._people.credentials(key) is not None:
             raise UsernameTaken("This name is taken. Choose another one.")
 
-    def _check(self, found: Credentials | None, password: str, key: str, address: str) -> None:
+    def _check(self, found: Credentials | None, password: str, key: str, address: str, sentence: str = _WRONG) -> None:
         if not passwords.fits(found.password_hash if found else None, password):
             self._attempts.failed(key, address)
-            raise WrongPassword("The name and the password do not fit together.")
+            raise WrongPassword(sentence)
         self._attempts.succeeded(key, address)
 
     async def _in_line(self, address: str, work: Callable[[], _T]) -> _T:

@@ -19,18 +19,20 @@ def checked_username(typed: str) -> tuple[str, str]:
         BadUsername: a rule is not met; the message says which.
     """
     if len(typed) > _LONGEST_TYPED:
-        raise BadUsername(f"A name has at most {LONGEST} characters.")
+        raise BadUsername(f"A name has at most {LONGEST} characters.", rule="length")
     shown = unicodedata.normalize("NFKC", typed.strip())
     if not SHORTEST <= len(shown) <= LONGEST:
-        raise BadUsername(f"A name has {SHORTEST} to {LONGEST} characters.")
+        raise BadUsername(f"A name has {SHORTEST} to {LONGEST} characters.", rule="length")
     for character in shown:
         is_visible = unicodedata.category(character)[0] in "LMN" and not _UNSEEN.match(character)
         if not is_visible and character not in _MARKS:
-            raise BadUsername("A name has letters, digits, dots, dashes and underscores, and nothing else.")
+            raise BadUsername(
+                "A name has letters, digits, dots, dashes and underscores, and nothing else.", rule="characters"
+            )
     if unicodedata.category(shown[0])[0] != "L":
-        raise BadUsername("A name begins with a letter.")
+        raise BadUsername("A name begins with a letter.", rule="first")
     if len(_scripts(shown)) > 1:
-        raise BadUsername("A name is written in one alphabet: letters of several can look the same.")
+        raise BadUsername("A name is written in one alphabet: letters of several can look the same.", rule="alphabet")
     return shown, username_key(shown)
 
 

@@ -29,12 +29,14 @@ def checked_password(typed: str, *names: str) -> str:
         BadPassword: a rule is not met; the message says which.
     """
     if len(typed) > LONGEST:
-        raise BadPassword(f"A password has at most {LONGEST} characters.")
+        raise BadPassword(f"A password has at most {LONGEST} characters.", rule="length")
     password = normal(typed)
     if not SHORTEST <= len(password) <= LONGEST:
-        raise BadPassword(f"A password has {SHORTEST} to {LONGEST} characters.")
+        raise BadPassword(f"A password has {SHORTEST} to {LONGEST} characters.", rule="length")
     if _is_easy(password, names):
-        raise BadPassword("This password is among the first that are tried. Use several words, or a longer one.")
+        raise BadPassword(
+            "This password is among the first that are tried. Use several words, or a longer one.", rule="easy"
+        )
     return password
 
 

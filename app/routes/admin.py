@@ -29,7 +29,7 @@ class PersonChanges(BaseModel):
 
 @router.get("/people")
 def list_people(
-    _: Admin,
+    admin: Admin,
     serving: Serving,
     q: Annotated[str, Query(max_length=200)] = "",
     cursor: Annotated[str | None, Query(max_length=64)] = None,
@@ -37,7 +37,7 @@ def list_people(
 ) -> dict[str, Any]:
     """Everybody, newest first."""
     found, next_cursor = serving.usage.members(now(), search=username_key(q), cursor=cursor, limit=limit)
-    return {"items": [_member(member) for member in found], "next_cursor": next_cursor}
+    return {"items": [_member(member, admin) for member in found], "next_cursor": next_cursor}
 
 
 @router.patch("/people/{person_id}")
@@ -55,7 +55,7 @@ async def change_person(person_id: str, changes: PersonChanges, admin: Admin, se
     await asyncio.to_thread(serving.usage.change, person_id, given)
     if given.get("is_disabled"):
         await serving.runs.stop_all_of(person_id)
-    return _member(_one(serving, person_id))
+    return _member(_one(serving, person_id), admin)
 
 
 @router.delete("/people/{person_id}", status_code=204)
@@ -122,9 +122,10 @@ def _refuse_oneself(admin: Caller, person_id: str) -> None:
         raise NotYourself("You cannot do this to yourself: nobody might be left to look after this server.")
 
 
-def _member(member: Member) -> dict[str, Any]:
+def _member(member: Member, admin: Caller) -> dict[str, Any]:
     return {
         "id": member.id,
+        "is_yourself": member.id == admin.person_id,
         "kind": member.kind,
         "name": member.name,
         "is_admin": member.is_admin,

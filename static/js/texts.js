@@ -3,6 +3,8 @@
 /** Only the language in use is loaded. */
 const LANGUAGES = {
   en: () => import("./texts/en.js"),
+  de: () => import("./texts/de.js"),
+  zh: () => import("./texts/zh.js"),
 };
 
 export const TEXT = {};

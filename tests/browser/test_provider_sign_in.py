@@ -121,3 +121,26 @@ def test_whoever_says_no_comes_back_to_the_dialog_with_a_sentence_and_can_try_ag
     dialog.get_by_role("button", name="Continue with Example Login").click()
     authorize(page, server, "lin@example.org")
     expect(page.locator("#account .account-name")).to_be_visible()
+
+
+def test_a_provider_is_linked_and_unlinked_in_the_settings(
+    server: Ponder, mock: MockProvider, opens_ponder: OpensPonder
+) -> None:
+    mock.know("linus", preferred_username="Linus")
+    page = opens_ponder()
+    page.goto(f"{server.url}/#/sign-in")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Sign up").click()
+    dialog.get_by_label("Username").fill("ada")
+    dialog.get_by_label("Password", exact=True).fill("seven green bicycles")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="I have kept them").click()
+    page.goto(f"{server.url}/#/settings")
+    page.get_by_role("tab", name="Account").click()
+    page.get_by_role("button", name="Link Example Login").click()
+    authorize(page, server, "linus")
+    expect(page.get_by_role("button", name="Unlink Example Login")).to_be_visible()
+    # The name stays one's own, and the link opens the same account
+    expect(page.get_by_role("dialog")).to_contain_text("Signed in as ada")
+    page.get_by_role("button", name="Unlink Example Login").click()
+    expect(page.get_by_role("button", name="Link Example Login")).to_be_visible()

@@ -92,6 +92,8 @@ export class People {
   }
 
   actions(person) {
+    // Nobody disables, demotes or deletes themselves: nobody might be left
+    if (person.is_yourself) return element("div", { className: "ways" });
     const { enable, disable, makeAdmin, unmakeAdmin, remove, actionOf, guest } = TEXT.admin;
     const act = (text, onclick, className = "plain small") =>
       button(text, onclick, { className, "aria-label": actionOf(text, person.name || guest), "data-focus": `${text}-${person.id}` });
