@@ -28,6 +28,7 @@ from app.history.usage import Usage
 from app.routes import admin, auth, conversations, health, me, privacy, providers, runs
 from app.routes.access import Services, appearance
 from app.routes.guards import Guards, error_response, too_large
+from app.routes.provider_clients import Providers
 from app.runs.service import RunService
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -81,7 +82,7 @@ def build_app(services: Services) -> FastAPI:
 
     app: FastAPI = Server(title="Ponder", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.services = services
-    app.state.providers = providers.Providers(services.settings)
+    app.state.providers = Providers(services.settings)
     for part in (health, me, auth, providers, conversations, runs, admin, privacy):
         app.include_router(part.router)
     for prefix in ("/api", "/auth"):

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from app.config import ProviderSettings, Settings
 from app.routes.access import Services
-from app.routes.providers import Providers
+from app.routes.provider_clients import Providers
 from app.web import build_app, build_services
 from tests.scripted import ScriptedEngine
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from app.routes import providers
+from app.routes import provider_clients
 from tests.routes.providers.hostile import (
     ABSENT,
     FOREIGN_KEY,
@@ -59,7 +59,7 @@ def fresh_server(lasting_server: Ponder) -> Iterator[Ponder]:
 @pytest.fixture
 def impatient_server(fresh_server: Ponder, monkeypatch: pytest.MonkeyPatch) -> Ponder:
     """Waits only a moment for the provider."""
-    monkeypatch.setattr(providers, "_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(provider_clients, "_TIMEOUT_S", 0.4)
     fresh_server.forget_providers()
     return fresh_server
 
