@@ -237,7 +237,7 @@ def test_what_cannot_be_undone_asks_for_the_password_and_for_the_name(live_serve
     expect(dialog(page).get_by_role("heading", name="Is it you?")).to_be_visible()
     page.keyboard.type("not my password")
     page.keyboard.press("Enter")
-    expect(dialog(page).get_by_role("alert")).to_contain_text("do not fit")
+    expect(dialog(page).get_by_role("alert")).to_contain_text("This is not your password.")
     dialog(page).get_by_label("Password", exact=True).fill(PASSWORD)
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Sign up")).to_be_visible()
