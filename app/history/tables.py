@@ -3,7 +3,20 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint, false, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -140,15 +153,44 @@ class UsageTable(Table):
     answer_tokens: Mapped[int] = mapped_column(Integer, default=0)
 
 
+_PRESENT = text("deleted_at IS NULL")
+_DELETED = text("deleted_at IS NOT NULL")
+
+
 class ConversationTable(Table):
-    """A tree of messages; `leaf_id` is the end of the branch that is shown."""
+    """A tree of messages; `leaf_id` is the end of the branch that is shown.
+
+    `recency` orders a person's conversations: microseconds of the last turn, never going backwards. With a
+    `deleted_at` it is gone for everybody; the row waits for an undo or, being imported, for the rest of its file.
+    """
 
     __tablename__ = "conversations"
-    __table_args__ = (Index("ix_conversations_owner_newest", "owner_id", "updated_at", "id"),)
+    __table_args__ = (
+        Index(
+            "ix_conversations_list",
+            "owner_id",
+            "is_archived",
+            "is_pinned",
+            "recency",
+            "id",
+            sqlite_where=_PRESENT,
+            postgresql_where=_PRESENT,
+        ),
+        Index("ix_conversations_deleted", "deleted_at", sqlite_where=_DELETED, postgresql_where=_DELETED),
+        Index("ix_conversations_search_version", "search_version"),
+    )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     owner_id: Mapped[str] = mapped_column(Id, ForeignKey("people.id", ondelete="CASCADE"))
     title: Mapped[str] = mapped_column(String(200))
+    is_pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
+    is_archived: Mapped[bool] = mapped_column(default=False, server_default=false())
+    recency: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    # The rules that its rows in the search were made by; 0 is none at all
+    search_version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    deleted_at: Mapped[datetime | None]
+    deletion_id: Mapped[str | None] = mapped_column(Id)
     # No foreign key: it would make a circle with messages, and a leaf that is gone only means the newest branch
     leaf_id: Mapped[str | None] = mapped_column(Id)
     created_at: Mapped[datetime]
@@ -174,6 +216,7 @@ class MessageTable(Table):
     html: Mapped[str] = mapped_column(Text, default="")
     reasoning_html: Mapped[str] = mapped_column(Text, default="")
     renderer_version: Mapped[int] = mapped_column(Integer, default=0)
+    is_imported: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime]
 
 

@@ -138,7 +138,7 @@ def test_accounts_come_to_a_filled_database_and_go_without_losing_a_row(settings
         after = _rows(connection)
     assert {table: len(rows) for table, rows in after.items()} == {table: len(rows) for table, rows in before.items()}
     for table in ("conversations", "messages", "runs"):
-        assert after[table] == before[table]
+        assert [row[: len(old)] for row, old in zip(after[table], before[table], strict=True)] == before[table]
     caller = People(database).caller("h" * 64)
     assert caller is not None
     assert (caller.person_id, caller.kind, caller.session_id) == ("p", "guest", "h" * 32)
