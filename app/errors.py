@@ -203,6 +203,20 @@ class ConversationBusy(PonderError):
     status = 409
 
 
+class ChangedMeanwhile(PonderError):
+    """Another tab changed the conversation first; `details["version"]` is the current one."""
+
+    code = "changed_meanwhile"
+    status = 409
+
+
+class TooManyTemporary(PonderError):
+    """More temporary chats of one person than are kept in memory."""
+
+    code = "too_many_temporary"
+    status = 429
+
+
 class QueueFull(PonderError):
     """More runs wait than the server keeps in line."""
 

@@ -23,7 +23,9 @@ from app.engine.base import Engine
 from app.errors import BadRequest, NotFound, PonderError
 from app.history.database import Database
 from app.history.people import People
+from app.history.removal import Removal
 from app.history.store import Store
+from app.history.temporary import History
 from app.history.usage import Usage
 from app.routes import admin, auth, conversations, health, me, privacy, providers, runs
 from app.routes.access import Services, appearance
@@ -46,19 +48,22 @@ def build_services(settings: Settings, engine: Engine) -> Services:
     database.migrate()
     secret = read_secret(settings)
     store, people = Store(database), People(database)
+    history = History(store)
     attempts = Attempts(database, secret, settings.new_guests_per_hour)
     return Services(
         settings=settings,
         secret=secret,
         engine=engine,
         store=store,
+        history=history,
         people=people,
         usage=Usage(database),
         sessions=Sessions(people, attempts, settings),
         local=LocalAccounts(people, attempts),
         identities=Identities(people, attempts, settings),
         retention=Retention(database, people, settings),
-        runs=RunService(settings, engine, store),
+        removal=Removal(database),
+        runs=RunService(settings, engine, history),
     )
 
 
@@ -73,12 +78,13 @@ def build_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.runs.start()
-        purging = asyncio.create_task(services.retention.run())
+        jobs = [asyncio.create_task(job.run()) for job in (services.retention, services.removal)]
         yield
-        purging.cancel()
+        for job in jobs:
+            job.cancel()
         await services.runs.close()
         services.local.close()
-        services.store.database.close()
+        services.history.close()
 
     app: FastAPI = Server(title="Ponder", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.services = services

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import IdentityTaken, LastWayIn, NotFound, StorageFailed, UsernameTaken
 from app.history.database import Database
+from app.history.removal import remove_conversations
 from app.history.store import new_id, now
 from app.history.tables import (
     ConversationTable,
@@ -267,7 +268,9 @@ class People:
                 has_password=row.password_hash is not None,
                 settings=row.settings,
                 notice_version=row.notice_version,
-                conversation_count=_count(db, select(ConversationTable.id).filter_by(owner_id=person_id)),
+                conversation_count=_count(
+                    db, select(ConversationTable.id).filter_by(owner_id=person_id, deleted_at=None)
+                ),
                 recovery_codes=_count(db, select(RecoveryCodeTable.code_hash).filter_by(person_id=person_id)),
             )
 
@@ -312,7 +315,19 @@ class People:
             NotFound: they are gone already.
         """
         with self.database.writing() as db:
-            _person(db, person_id)
+            row = _person(db, person_id)
+            # At once nobody can be them nor read anything. Should we end in mid-way, the purge job takes such a guest
+            for table in (SessionTable, IdentityTable, RecoveryCodeTable):
+                db.execute(delete(table).where(table.person_id == person_id))
+            row.kind, row.username, row.username_key, row.display_name = "guest", None, None, ""
+            row.password_hash, row.is_admin, row.settings = None, False, {}
+            db.execute(
+                update(ConversationTable)
+                .where(ConversationTable.owner_id == person_id)
+                .values(deleted_at=now(), deletion_id=new_id())
+            )
+        remove_conversations(self.database, ConversationTable.owner_id == person_id)
+        with self.database.writing() as db:
             move_usage(db, person_id, "")
             db.execute(delete(PersonTable).where(PersonTable.id == person_id))
 

@@ -3,22 +3,33 @@
 Frozen dataclasses come out; no row leaves its session.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from app.errors import ConversationBusy, NotFound
+from app.errors import ChangedMeanwhile, NotFound
 from app.history.database import Database
-from app.history.tables import ConversationTable, MessageTable, RunTable
+from app.history.listing import OPEN_STATES as OPEN_STATES
+from app.history.listing import behind, cursor_of, listed, next_recency
+from app.history.tables import ConversationTable, MessageTable, PersonTable, RunTable
+from app.history.tree import (
+    accepted_rows,
+    newest_leaf,
+    next_position,
+    question_of,
+    refuse_a_second_run,
+    require_answer,
+    title_from,
+)
+from app.history.tree import branch as branch
 from app.history.usage import Allowance, count_usage, refuse_too_much
 
-OPEN_STATES = ("queued", "running")
-_TITLE_CHARS = 60
+# Ten seconds in which a deletion can be undone, and a few for the way of the request
+UNDO = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +69,28 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation's row in the list."""
+    """A conversation's row in the list; `version` counts its changes."""
 
     id: str
     title: str
+    is_pinned: bool
+    is_archived: bool
+    version: int
     leaf_id: str | None
     created_at: datetime
     updated_at: datetime
     running_run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What shall be different about a conversation; None leaves it. `version` is the one that was seen."""
+
+    title: str | None = None
+    is_pinned: bool | None = None
+    is_archived: bool | None = None
+    leaf_id: str | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +113,11 @@ class Written:
     usage: dict[str, Any]
     timing: dict[str, Any]
     last_event: int
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """What is counted of it."""
+        return {name: int(self.usage.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,38 +148,45 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    def new_id(self) -> str:
+        """An id of this store's kind."""
+        return new_id()
+
     # Conversations
 
     def add_conversation(self, owner_id: str, title: str = "") -> Conversation:
         """An empty conversation."""
-        row = ConversationTable(id=new_id(), owner_id=owner_id, title=title, created_at=now(), updated_at=now())
+        moment = now()
         with self.database.writing() as db:
+            row = ConversationTable(
+                id=self.new_id(),
+                owner_id=owner_id,
+                title=title,
+                is_pinned=False,
+                is_archived=False,
+                version=0,
+                recency=next_recency(db, owner_id),
+                created_at=moment,
+                updated_at=moment,
+            )
             db.add(row)
         return _conversation(row, None)
 
-    def conversations(self, owner_id: str, cursor: str | None, limit: int) -> tuple[list[Conversation], str | None]:
-        """Newest first; the cursor for the next page, None at the end.
+    def conversations(
+        self, owner_id: str, cursor: str | None, limit: int, *, is_archived: bool = False
+    ) -> tuple[list[Conversation], str | None]:
+        """Pinned first, then newest first; the cursor for the next page, None at the end.
 
         Raises:
-            NotFound: the cursor is none of ours.
+            BadRequest: the cursor is none of ours.
         """
-        newest = (ConversationTable.updated_at, ConversationTable.id)
-        query = (
-            select(ConversationTable, RunTable.id)
-            .outerjoin(
-                RunTable,
-                (RunTable.conversation_id == ConversationTable.id) & RunTable.state.in_(OPEN_STATES),
-            )
-            .where(ConversationTable.owner_id == owner_id)
-            .order_by(*(column.desc() for column in newest))
-            .limit(limit + 1)
-        )
+        query = listed(owner_id, is_archived=is_archived).limit(limit + 1)
+        if cursor is not None:
+            query = behind(query, cursor)
         with self.database.reading() as db:
-            if cursor is not None:
-                last = _owned_conversation(db, owner_id, cursor)
-                query = query.where(tuple_(*newest) < tuple_(last.updated_at, last.id))
-            found = [_conversation(row, run_id) for row, run_id in db.execute(query)]
-        return found[:limit], found[limit - 1].id if len(found) > limit else None
+            found = db.execute(query).all()
+        page = [_conversation(row, run_id) for row, run_id in found[:limit]]
+        return page, cursor_of(found[limit - 1][0]) if len(found) > limit else None
 
     def conversation(self, owner_id: str, conversation_id: str) -> tuple[Conversation, list[StoredMessage]]:
         """One conversation with all its messages, parents first.
@@ -169,15 +206,100 @@ class Store:
         running = next((m.run.id for m in messages if m.run and m.run.state in OPEN_STATES), None)
         return _conversation(row, running), messages
 
+    def item(self, owner_id: str, conversation_id: str) -> Conversation:
+        """One conversation without its messages.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's.
+        """
+        with self.database.reading() as db:
+            row = _owned_conversation(db, owner_id, conversation_id)
+            return _conversation(row, open_run(db, row.id))
+
+    def change_conversation(self, owner_id: str, conversation_id: str, changes: Changes) -> Conversation:
+        """Rename, pin, archive, show another branch: the newest leaf below `leaf_id`.
+
+        Raises:
+            NotFound: no such conversation or message, or somebody else's.
+            ChangedMeanwhile: `version` is not the current one; nothing is changed.
+        """
+        with self.database.writing() as db:
+            row = _owned_conversation(db, owner_id, conversation_id, is_locked=True)
+            if changes.version is not None and changes.version != row.version:
+                raise ChangedMeanwhile(
+                    "This chat was changed in another tab meanwhile. Look at it again, then repeat your change.",
+                    version=row.version,
+                )
+            if changes.title is not None:
+                row.title = changes.title
+            if changes.is_pinned is not None:
+                row.is_pinned = changes.is_pinned
+            if changes.is_archived is not None:
+                row.is_archived = changes.is_archived
+            if changes.leaf_id is not None:
+                row.leaf_id = newest_leaf(db, row.id, changes.leaf_id)
+            row.version += 1
+            return _conversation(row, open_run(db, row.id))
+
+    # Deleting: everything reads as gone at once, the rows follow when it cannot be undone any more
+
     def delete_conversation(self, owner_id: str, conversation_id: str) -> None:
-        """Remove it with all its messages and runs.
+        """It is gone; `restore_conversation` brings it back for a few seconds.
 
         Raises:
             NotFound: there is none, or it is somebody else's.
         """
         with self.database.writing() as db:
-            row = _owned_conversation(db, owner_id, conversation_id)
-            db.execute(delete(ConversationTable).where(ConversationTable.id == row.id))
+            row = _owned_conversation(db, owner_id, conversation_id, is_locked=True)
+            row.deleted_at, row.deletion_id = now(), new_id()
+
+    def restore_conversation(self, owner_id: str, conversation_id: str) -> Conversation:
+        """Undo its deletion.
+
+        Raises:
+            NotFound: it was not deleted, or too long ago, or is somebody else's.
+        """
+        with self.database.writing() as db:
+            row = db.scalar(
+                select(ConversationTable)
+                .where(ConversationTable.id == conversation_id, *_can_be_restored(owner_id))
+                .with_for_update()
+            )
+            if row is None:
+                raise NotFound("This conversation is not here any more. A deletion can be undone for 10 seconds.")
+            row.deleted_at = row.deletion_id = None
+            return _conversation(row, None)
+
+    def delete_all(self, owner_id: str) -> tuple[str, int]:
+        """All of a person's conversations are gone: what the deletion is called, and how many there were."""
+        deletion_id = new_id()
+        with self.database.writing() as db:
+            found = db.execute(
+                update(ConversationTable)
+                .where(ConversationTable.owner_id == owner_id, ConversationTable.deleted_at.is_(None))
+                .values(deleted_at=now(), deletion_id=deletion_id)
+                .returning(ConversationTable.id)
+            ).all()
+        return deletion_id, len(found)
+
+    def restore_all(self, owner_id: str, deletion_id: str) -> int:
+        """Undo `delete_all`; how many are back.
+
+        Raises:
+            NotFound: there is nothing of this deletion any more, or it is somebody else's.
+        """
+        with self.database.writing() as db:
+            found = db.execute(
+                update(ConversationTable)
+                .where(ConversationTable.deletion_id == deletion_id, *_can_be_restored(owner_id))
+                .values(deleted_at=None, deletion_id=None)
+                .returning(ConversationTable.id)
+            ).all()
+        if not found:
+            raise NotFound("These conversations are not here any more. A deletion can be undone for 10 seconds.")
+        return len(found)
+
+    # Messages
 
     def message(self, owner_id: str, message_id: str) -> StoredMessage:
         """One message.
@@ -186,15 +308,23 @@ class Store:
             NotFound: there is none, or it is somebody else's.
         """
         with self.database.reading() as db:
-            found = db.execute(
-                select(MessageTable, RunTable)
-                .join(ConversationTable, ConversationTable.id == MessageTable.conversation_id)
-                .outerjoin(RunTable, RunTable.answer_id == MessageTable.id)
-                .where(MessageTable.id == message_id, ConversationTable.owner_id == owner_id)
-            ).first()
-        if found is None:
-            raise NotFound("This message is not here.")
-        return _message(found[0], found[1])
+            message, run = _owned_message(db, owner_id, message_id)
+            return _message(message, run)
+
+    def conversation_of(self, owner_id: str, message_id: str) -> str:
+        """The id of the conversation a message is in.
+
+        Raises:
+            NotFound: there is no such message, or it is somebody else's.
+        """
+        with self.database.reading() as db:
+            return _owned_message(db, owner_id, message_id)[0].conversation_id
+
+    def keep_html(self, message_id: str, html: str, reasoning_html: str, renderer_version: int) -> None:
+        """What the renderer of today makes of a finished message."""
+        values = {"html": html, "reasoning_html": reasoning_html, "renderer_version": renderer_version}
+        with self.database.writing() as db:
+            db.execute(update(MessageTable).where(MessageTable.id == message_id).values(**values))
 
     # Runs
 
@@ -223,56 +353,98 @@ class Store:
             TooManyRuns, QuotaUsedUp: the person's allowance has no room for it.
         """
         with self.database.writing() as db:
+            _lock_person(db, owner_id)
             known = _accepted(db, owner_id, client_key)
             if known is not None:
                 return known
-            conversation = _owned_conversation(db, owner_id, conversation_id)
-            _refuse_a_second_run(db, conversation.id)
+            conversation = _owned_conversation(db, owner_id, conversation_id, is_locked=True)
+            refuse_a_second_run(db, conversation.id)
             if parent_id is not None:
-                _require_answer(db, conversation.id, parent_id)
-            position = db.scalar(
-                select(func.coalesce(func.max(MessageTable.position), 0)).where(
-                    MessageTable.conversation_id == conversation.id
-                )
-            )
+                require_answer(db, conversation.id, parent_id)
             moment = now()
             refuse_too_much(db, owner_id, allowance, moment)
             question = MessageTable(
-                id=new_id(),
+                id=self.new_id(),
                 conversation_id=conversation.id,
                 parent_id=parent_id,
-                position=(position or 0) + 1,
+                position=next_position(db, conversation.id),
                 role="user",
                 text=text,
                 created_at=moment,
             )
-            answer = MessageTable(
-                id=new_id(),
-                conversation_id=conversation.id,
-                parent_id=question.id,
-                position=(position or 0) + 2,
-                role="assistant",
-                created_at=moment,
-            )
-            run = RunTable(
-                id=new_id(),
-                owner_id=owner_id,
-                conversation_id=conversation.id,
-                answer_id=answer.id,
-                client_key=client_key,
-                state="queued",
-                effort=effort,
-                options=options,
-                created_at=moment,
-            )
-            for row in (question, answer, run):
-                db.add(row)
-                db.flush()
-            conversation.leaf_id = answer.id
-            conversation.updated_at = moment
+            db.add(question)
+            db.flush()
             conversation.title = conversation.title or title_from(text)
-            count_usage(db, owner_id, moment, runs=1)
-            return Accepted(question.id, answer.id, run.id, is_new=True)
+            return self._ask(db, conversation, question, client_key, effort, options, moment)
+
+    def retry(
+        self,
+        owner_id: str,
+        message_id: str,
+        *,
+        client_key: str,
+        effort: str,
+        options: dict[str, Any],
+        allowance: Allowance,
+    ) -> Accepted:
+        """Another answer to a question, beside those that are there; `message_id` is the question or one of them.
+
+        Raises:
+            NotFound: no such message, or somebody else's.
+            BadRequest: it answers no question.
+            ConversationBusy, TooManyRuns, QuotaUsedUp: as in `accept`.
+        """
+        with self.database.writing() as db:
+            _lock_person(db, owner_id)
+            known = _accepted(db, owner_id, client_key)
+            if known is not None:
+                return known
+            message, _ = _owned_message(db, owner_id, message_id)
+            conversation = _owned_conversation(db, owner_id, message.conversation_id, is_locked=True)
+            refuse_a_second_run(db, conversation.id)
+            question = question_of(db, message)
+            moment = now()
+            refuse_too_much(db, owner_id, allowance, moment)
+            return self._ask(db, conversation, question, client_key, effort, options, moment)
+
+    def _ask(
+        self,
+        db: Session,
+        conversation: ConversationTable,
+        question: MessageTable,
+        client_key: str,
+        effort: str,
+        options: dict[str, Any],
+        moment: datetime,
+    ) -> Accepted:
+        """An empty answer below a question, with its queued run; the branch that is shown ends there."""
+        answer = MessageTable(
+            id=self.new_id(),
+            conversation_id=conversation.id,
+            parent_id=question.id,
+            position=next_position(db, conversation.id),
+            role="assistant",
+            created_at=moment,
+        )
+        run = RunTable(
+            id=self.new_id(),
+            owner_id=conversation.owner_id,
+            conversation_id=conversation.id,
+            answer_id=answer.id,
+            client_key=client_key,
+            state="queued",
+            effort=effort,
+            options=options,
+            created_at=moment,
+        )
+        for row in (answer, run):
+            db.add(row)
+            db.flush()
+        conversation.leaf_id = answer.id
+        conversation.updated_at = moment
+        conversation.recency = next_recency(db, conversation.owner_id)
+        count_usage(db, conversation.owner_id, moment, runs=1)
+        return Accepted(question.id, answer.id, run.id, is_new=True)
 
     def run(self, owner_id: str, run_id: str) -> Run:
         """One run.
@@ -281,7 +453,11 @@ class Store:
             NotFound: there is none, or it is somebody else's.
         """
         with self.database.reading() as db:
-            row = db.scalar(select(RunTable).where(RunTable.id == run_id, RunTable.owner_id == owner_id))
+            row = db.scalar(
+                select(RunTable)
+                .join(ConversationTable, ConversationTable.id == RunTable.conversation_id)
+                .where(RunTable.id == run_id, RunTable.owner_id == owner_id, ConversationTable.deleted_at.is_(None))
+            )
         if row is None:
             raise NotFound("This run is not here.")
         return _run(row)
@@ -296,8 +472,11 @@ class Store:
                 .returning(RunTable.owner_id)
             )
 
-    def save(self, run_id: str, written: Written, ending: Ending | None = None) -> None:
-        """What a run has written so far; with an `ending`, for good. A run that is gone is left alone."""
+    def save(self, run_id: str, written: Written, ending: Ending | None = None) -> str | None:
+        """What a run has written so far; with an `ending`, for good. A run that is gone is left alone.
+
+        Whose run this ended, or None if it did not end it.
+        """
         values: dict[str, Any] = {
             "notes": written.notes,
             "usage": written.usage,
@@ -322,12 +501,14 @@ class Store:
                 select(RunTable.answer_id, RunTable.owner_id, RunTable.ended_at).where(RunTable.id == run_id)
             ).first()
             if run is None:
-                return
+                return None
             db.execute(update(MessageTable).where(MessageTable.id == run.answer_id).values(**texts))
             db.execute(update(RunTable).where(RunTable.id == run_id).values(**values))
-            if ending is not None and run.ended_at is None:
-                tokens = {name: int(written.usage.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
-                count_usage(db, run.owner_id, now(), **{ending.state: 1}, **tokens)
+            if ending is None or run.ended_at is not None:
+                return None
+            count_usage(db, run.owner_id, now(), **{ending.state: 1}, **written.tokens)
+            owner_id: str = run.owner_id
+            return owner_id
 
     def interrupt_open_runs(self) -> int:
         """At the start: whatever was open when the last process ended is interrupted. How many there were."""
@@ -344,68 +525,72 @@ class Store:
         return len(found)
 
 
-def title_from(text: str) -> str:
-    """A title out of a question: its first line, cut at a word."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    line = " ".join(line.split())
-    if len(line) <= _TITLE_CHARS:
-        return line
-    cut = line[:_TITLE_CHARS]
-    return (cut.rsplit(" ", 1)[0] if " " in cut[_TITLE_CHARS // 2 :] else cut) + " …"
-
-
-def branch(messages: Sequence[StoredMessage], leaf_id: str | None) -> list[StoredMessage]:
-    """The messages from the root to `leaf_id`, the root first."""
-    by_id = {message.id: message for message in messages}
-    found: list[StoredMessage] = []
-    at = by_id.get(leaf_id) if leaf_id else None
-    while at is not None:
-        found.append(at)
-        at = by_id.get(at.parent_id) if at.parent_id else None
-    return found[::-1]
-
-
-def _owned_conversation(db: Session, owner_id: str, conversation_id: str) -> ConversationTable:
-    row = db.scalar(
-        select(ConversationTable).where(ConversationTable.id == conversation_id, ConversationTable.owner_id == owner_id)
+def _owned_conversation(
+    db: Session, owner_id: str, conversation_id: str, *, is_locked: bool = False
+) -> ConversationTable:
+    query = select(ConversationTable).where(
+        ConversationTable.id == conversation_id,
+        ConversationTable.owner_id == owner_id,
+        ConversationTable.deleted_at.is_(None),
     )
+    row = db.scalar(query.with_for_update() if is_locked else query)
     if row is None:
         raise NotFound("This conversation is not here.")
     return row
 
 
-def _refuse_a_second_run(db: Session, conversation_id: str) -> None:
-    run_id = db.scalar(
+def _owned_message(db: Session, owner_id: str, message_id: str) -> tuple[MessageTable, RunTable | None]:
+    found = db.execute(
+        select(MessageTable, RunTable)
+        .join(ConversationTable, ConversationTable.id == MessageTable.conversation_id)
+        .outerjoin(RunTable, RunTable.answer_id == MessageTable.id)
+        .where(
+            MessageTable.id == message_id,
+            ConversationTable.owner_id == owner_id,
+            ConversationTable.deleted_at.is_(None),
+        )
+    ).first()
+    if found is None:
+        raise NotFound("This message is not here.")
+    return found[0], found[1]
+
+
+def _lock_person(db: Session, person_id: str) -> None:
+    """What one person sends is accepted one after the other, whichever process got it."""
+    db.execute(select(PersonTable.id).where(PersonTable.id == person_id).with_for_update(key_share=True))
+
+
+def open_run(db: Session, conversation_id: str) -> str | None:
+    return db.scalar(
         select(RunTable.id).where(RunTable.conversation_id == conversation_id, RunTable.state.in_(OPEN_STATES))
     )
-    if run_id is not None:
-        raise ConversationBusy("The last message is still being answered. Wait for it, or stop it.", run_id=run_id)
 
 
-def _require_answer(db: Session, conversation_id: str, parent_id: str) -> None:
-    """A message follows an answer of the same conversation."""
-    found = db.scalar(
-        select(MessageTable.id).where(
-            MessageTable.id == parent_id,
-            MessageTable.conversation_id == conversation_id,
-            MessageTable.role == "assistant",
-        )
+def _can_be_restored(owner_id: str) -> tuple[ColumnElement[bool], ...]:
+    # What is deleted in the future is an import that goes on
+    return (
+        ConversationTable.owner_id == owner_id,
+        ConversationTable.deleted_at.between(now() - UNDO, now() + UNDO),
     )
-    if found is None:
-        raise NotFound("The message this one follows is not here.")
 
 
 def _accepted(db: Session, owner_id: str, client_key: str) -> Accepted | None:
-    found = db.execute(
-        select(MessageTable.parent_id, MessageTable.id, RunTable.id)
-        .join(MessageTable, MessageTable.id == RunTable.answer_id)
-        .where(RunTable.owner_id == owner_id, RunTable.client_key == client_key)
-    ).first()
-    return Accepted(found[0] or "", found[1], found[2], is_new=False) if found else None
+    found = accepted_rows(db, owner_id, client_key)
+    return Accepted(*found, is_new=False) if found else None
 
 
 def _conversation(row: ConversationTable, run_id: str | None) -> Conversation:
-    return Conversation(row.id, row.title, row.leaf_id, row.created_at, row.updated_at, run_id)
+    return Conversation(
+        id=row.id,
+        title=row.title,
+        is_pinned=row.is_pinned,
+        is_archived=row.is_archived,
+        version=row.version,
+        leaf_id=row.leaf_id,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        running_run_id=run_id,
+    )
 
 
 def _message(row: MessageTable, run: RunTable | None) -> StoredMessage:

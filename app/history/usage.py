@@ -108,18 +108,27 @@ def refuse_too_much(db: Session, person_id: str, allowance: Allowance, moment: d
             .select_from(RunTable)
             .where(RunTable.owner_id == person_id, RunTable.state.in_(_OPEN_STATES))
         )
-        if (at_once or 0) >= allowance.runs_at_once:
-            raise TooManyRuns(
-                f"{allowance.runs_at_once} of your questions are being answered or wait already. "
-                "Wait for one of them, or stop it.",
-                limit=allowance.runs_at_once,
-            )
+        refuse_too_many_at_once(at_once or 0, allowance)
     if allowance.runs_per_day is not None and runs_on(db, person_id, moment) >= allowance.runs_per_day:
         midnight = (moment + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
         raise QuotaUsedUp(
             f"You have asked your {allowance.runs_per_day} questions of today. Come back tomorrow (UTC).",
             limit=allowance.runs_per_day,
             retry_after_s=int((midnight - moment).total_seconds()) + 1,
+        )
+
+
+def refuse_too_many_at_once(at_once: int, allowance: Allowance) -> None:
+    """Whether one more may run or wait beside those that do.
+
+    Raises:
+        TooManyRuns: it may not.
+    """
+    if allowance.runs_at_once is not None and at_once >= allowance.runs_at_once:
+        raise TooManyRuns(
+            f"{allowance.runs_at_once} of your questions are being answered or wait already. "
+            "Wait for one of them, or stop it.",
+            limit=allowance.runs_at_once,
         )
 
 
@@ -247,7 +256,7 @@ def _members(db: Session, rows: list[PersonTable], moment: datetime) -> list[Mem
     chats = dict(
         db.execute(
             select(ConversationTable.owner_id, func.count())
-            .where(ConversationTable.owner_id.in_(ids))
+            .where(ConversationTable.owner_id.in_(ids), ConversationTable.deleted_at.is_(None))
             .group_by(ConversationTable.owner_id)
         ).all()
     )

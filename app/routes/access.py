@@ -18,7 +18,9 @@ from app.config import Settings
 from app.engine.base import Engine
 from app.errors import Disabled, NotFound, PonderError, SignedOut, SignInFirst
 from app.history.people import Caller, People
+from app.history.removal import Removal
 from app.history.store import Store
+from app.history.temporary import History
 from app.history.usage import Allowance, Usage
 from app.runs.service import RunService
 
@@ -35,12 +37,14 @@ class Services:
     secret: bytes
     engine: Engine
     store: Store
+    history: History
     people: People
     usage: Usage
     sessions: Sessions
     local: LocalAccounts
     identities: Identities
     retention: Retention
+    removal: Removal
     runs: RunService
 
 

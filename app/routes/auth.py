@@ -170,6 +170,7 @@ async def enter(
         with suppress(NotFound):
             await asyncio.to_thread(serving.people.claim, before.person_id, person_id, with_settings=is_new)
         serving.runs.move(before.person_id, person_id)
+        await asyncio.to_thread(serving.history.temporary.move, before.person_id, person_id)
     verified_at = now() if is_fresh or before is None else before.verified_at
     agent = request.headers.get("user-agent", "")
     token = await asyncio.to_thread(serving.sessions.open, person_id, agent, instead_of=before, verified_at=verified_at)

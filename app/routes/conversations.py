@@ -1,16 +1,21 @@
 """Conversations and their messages."""
 
+import asyncio
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.accounts.settings import PersonSettings, settings_of
-from app.history.store import Conversation, StoredMessage
-from app.routes.access import MaybeCaller, MaybePerson, Person, Serving, SomeCaller, allowance_of, new_guest
+from app.errors import BadRequest
+from app.history.store import Changes, Conversation, StoredMessage, now
+from app.history.temporary import is_temporary
+from app.routes.access import MaybeCaller, MaybePerson, Person, Services, Serving, SomeCaller, allowance_of, new_guest
 from app.routes.runs import run_json
 from app.runs.live import Options
-from app.runs.shown import answer_html, reasoning_html
+from app.runs.service import AcceptedRun
+from app.runs.shown import answer_html, freshened, is_stale, reasoning_html
 
 router = APIRouter(prefix="/api")
 
@@ -23,6 +28,23 @@ class NewConversation(_Body):
     """`POST /api/conversations`."""
 
     title: str = Field(default="", max_length=200)
+    is_temporary: bool = False
+
+
+class ConversationChanges(_Body):
+    """`PATCH /api/conversations/{id}`."""
+
+    title: str | None = Field(default=None, min_length=1, max_length=200)
+    is_pinned: bool | None = None
+    is_archived: bool | None = None
+    leaf_id: str | None = Field(default=None, max_length=64)
+    version: int | None = Field(default=None, ge=0, le=2**31 - 1)
+
+
+class Deletion(_Body):
+    """`POST /api/conversations/restore`."""
+
+    deletion_id: str = Field(min_length=1, max_length=64)
 
 
 class RunOptions(_Body):
@@ -47,13 +69,21 @@ class NewMessage(_Body):
     options: RunOptions = RunOptions()
 
 
+class Retry(_Body):
+    """`POST /api/messages/{id}/retry`."""
+
+    client_key: str = Field(min_length=8, max_length=64)
+    options: RunOptions = RunOptions()
+
+
 @router.post("/conversations", status_code=201)
 def add_conversation(
     body: NewConversation, request: Request, response: Response, found: MaybeCaller, serving: Serving
 ) -> dict[str, Any]:
     """A new, empty conversation; whoever is unknown becomes a guest."""
     caller = found or new_guest(request, response, serving)
-    return _item(serving.store.add_conversation(caller.person_id, body.title.strip()))
+    store = serving.history.temporary if body.is_temporary else serving.store
+    return _item(store.add_conversation(caller.person_id, body.title.strip()), serving)
 
 
 @router.get("/conversations")
@@ -62,18 +92,37 @@ async def list_conversations(
     serving: Serving,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    archived: bool = False,
 ) -> dict[str, Any]:
-    """The person's conversations, newest first."""
+    """The person's conversations: pinned first, then newest first."""
     if person_id is None:
         return {"items": [], "next_cursor": None}
-    found, next_cursor = serving.store.conversations(person_id, cursor, limit)
-    return {"items": [_item(conversation) for conversation in found], "next_cursor": next_cursor}
+    found, next_cursor = serving.store.conversations(person_id, cursor, limit, is_archived=archived)
+    return {"items": [_item(conversation, serving) for conversation in found], "next_cursor": next_cursor}
+
+
+@router.delete("/conversations")
+async def delete_all_conversations(person_id: MaybePerson, serving: Serving) -> dict[str, Any]:
+    """Stop what runs in them and delete them all; they can be restored for a few seconds."""
+    if person_id is None:
+        return {"deletion_id": "", "count": 0}
+    deletion_id, count = await serving.runs.delete_all_conversations(person_id)
+    return {"deletion_id": deletion_id, "count": count}
+
+
+@router.post("/conversations/restore")
+def restore_all(body: Deletion, person_id: Person, serving: Serving) -> dict[str, int]:
+    """Undo the deletion of all."""
+    return {"count": serving.store.restore_all(person_id, body.deletion_id)}
 
 
 @router.get("/conversations/{conversation_id}")
 async def get_conversation(conversation_id: str, person_id: Person, serving: Serving) -> dict[str, Any]:
     """One conversation with its messages, parents first."""
-    conversation, messages = serving.store.conversation(person_id, conversation_id)
+    store = serving.history.of(conversation_id)
+    conversation, messages = store.conversation(person_id, conversation_id)
+    if any(is_stale(message) for message in messages):
+        messages = await asyncio.to_thread(freshened, store, messages)
     use = await serving.runs.window_use(person_id, conversation_id)
     context = (
         {
@@ -84,13 +133,42 @@ async def get_conversation(conversation_id: str, person_id: Person, serving: Ser
         if use
         else None
     )
-    return _item(conversation) | {"messages": [_message(message) for message in messages], "context": context}
+    return _item(conversation, serving) | {"messages": [_message(message) for message in messages], "context": context}
+
+
+@router.patch("/conversations/{conversation_id}")
+def change_conversation(
+    conversation_id: str, body: ConversationChanges, person_id: Person, serving: Serving
+) -> dict[str, Any]:
+    """Rename, pin, archive, show another branch."""
+    title = " ".join(body.title.split()) if body.title is not None else None
+    if title == "":
+        raise BadRequest("title cannot be used: write at least one character.")
+    changes = Changes(title, body.is_pinned, body.is_archived, body.leaf_id, body.version)
+    store = serving.history.of(conversation_id)
+    return _item(store.change_conversation(person_id, conversation_id, changes), serving)
 
 
 @router.delete("/conversations/{conversation_id}", status_code=204)
 async def delete_conversation(conversation_id: str, person_id: Person, serving: Serving) -> Response:
-    """Stop what runs in it and remove it."""
+    """Stop what runs in it and delete it; it can be restored for a few seconds."""
     await serving.runs.delete_conversation(person_id, conversation_id)
+    return Response(status_code=204)
+
+
+@router.post("/conversations/{conversation_id}/restore")
+def restore_conversation(conversation_id: str, person_id: Person, serving: Serving) -> dict[str, Any]:
+    """Undo its deletion."""
+    return _item(serving.store.restore_conversation(person_id, conversation_id), serving)
+
+
+@router.post("/conversations/{conversation_id}/leave", status_code=204)
+def leave_conversation(conversation_id: str, person_id: Person, serving: Serving) -> Response:
+    """The page that shows it is being closed: a temporary one ends soon, unless it is read again."""
+    if is_temporary(conversation_id):
+        serving.history.temporary.leave(person_id, conversation_id)
+    else:
+        serving.store.item(person_id, conversation_id)
     return Response(status_code=204)
 
 
@@ -109,18 +187,26 @@ async def add_message(
         options=_options(body.options, settings_of(caller.settings)),
         allowance=allowance_of(caller, serving.settings),
     )
-    return {
-        "message_id": accepted.message_id,
-        "answer_id": accepted.answer_id,
-        "run_id": accepted.run_id,
-        "place": accepted.place,
-    }
+    return _accepted(accepted)
+
+
+@router.post("/messages/{message_id}/retry", status_code=202)
+async def retry(message_id: str, body: Retry, caller: SomeCaller, serving: Serving) -> dict[str, str | int]:
+    """Answer a question once more; its run is in line when this returns."""
+    accepted = await serving.runs.retry(
+        caller.person_id,
+        message_id,
+        client_key=body.client_key,
+        options=_options(body.options, settings_of(caller.settings)),
+        allowance=allowance_of(caller, serving.settings),
+    )
+    return _accepted(accepted)
 
 
 @router.get("/messages/{message_id}/reasoning")
 async def get_reasoning(message_id: str, person_id: Person, serving: Serving) -> dict[str, Any]:
     """The reasoning behind an answer."""
-    message = serving.store.message(person_id, message_id)
+    message = serving.history.of(message_id).message(person_id, message_id)
     return {
         "text": message.reasoning,
         "html": reasoning_html(message),
@@ -142,10 +228,26 @@ def _options(asked: RunOptions, settings: PersonSettings) -> Options:
     return Options(**{**own, **given})
 
 
-def _item(conversation: Conversation) -> dict[str, Any]:
+def _accepted(accepted: AcceptedRun) -> dict[str, str | int]:
+    return {
+        "message_id": accepted.message_id,
+        "answer_id": accepted.answer_id,
+        "run_id": accepted.run_id,
+        "place": accepted.place,
+    }
+
+
+def _item(conversation: Conversation, serving: Services) -> dict[str, Any]:
+    has_end = is_temporary(conversation.id)
+    ends_in_s = serving.history.temporary.expires_in_s(conversation.id) if has_end else 0.0
     return {
         "id": conversation.id,
         "title": conversation.title,
+        "is_pinned": conversation.is_pinned,
+        "is_archived": conversation.is_archived,
+        "is_temporary": has_end,
+        "expires_at": (now() + timedelta(seconds=ends_in_s)).isoformat() if has_end else None,
+        "version": conversation.version,
         "created_at": conversation.created_at.isoformat(),
         "updated_at": conversation.updated_at.isoformat(),
         "leaf_id": conversation.leaf_id,

@@ -116,6 +116,8 @@ async def delete_person(serving: Services, person_id: str) -> None:
     await serving.runs.stop_all_of(person_id)
     await asyncio.to_thread(serving.people.delete, person_id)
     await serving.runs.stop_all_of(person_id)
+    await asyncio.to_thread(serving.history.temporary.end_all_of, person_id)
+    serving.removal.forget_soon()
 
 
 def me_json(serving: Services, caller: Caller | None, *, was_signed_out: bool = False) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from app.errors import (
     StorageFailed,
     TextTooLarge,
 )
-from app.history.store import OPEN_STATES, Accepted, Run, Store, StoredMessage, branch
-from app.history.usage import Allowance
+from app.history.store import OPEN_STATES, Accepted, Conversation, Run, StoredMessage
+from app.history.temporary import History, is_temporary
+from app.history.tree import branch
+from app.history.usage import Allowance, refuse_too_many_at_once
 from app.reasoning.window import FittedPrompt, fit
 from app.runs.live import LiveRun, Options, Order, run_of, unavailable
 from app.runs.log import Event
@@ -31,6 +33,7 @@ from app.runs.shown import answer_html, reasoning_html
 
 _TICK_S = 0.2
 _TICKS_PER_SAVE = 5
+_TICKS_PER_SWEEP = 25
 _KEEP_LOG_S = 60.0
 _SAVE_AGAIN_S = 5
 _LONG_REPLAY = 200
@@ -61,10 +64,10 @@ class WindowUse:
 class RunService:
     """All runs of this process. Use it on one event loop, between `start` and `close`."""
 
-    def __init__(self, settings: Settings, engine: Engine, store: Store) -> None:
+    def __init__(self, settings: Settings, engine: Engine, history: History) -> None:
         self._settings = settings
         self._engine = engine
-        self._store = store
+        self._history = history
         self._live: dict[str, LiveRun] = {}
         self._waiting: deque[LiveRun] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -74,7 +77,7 @@ class RunService:
 
     async def start(self) -> None:
         """Take up what the last process left, start the engine, begin reading its events."""
-        interrupted = await asyncio.to_thread(self._store.interrupt_open_runs)
+        interrupted = await asyncio.to_thread(self._history.kept.interrupt_open_runs)
         if interrupted:
             _log.info("%d runs were interrupted when the last process ended; their text is kept", interrupted)
         await self._engine.start()
@@ -125,30 +128,91 @@ class RunService:
             QueueFull, ModelUnavailable, StorageFailed: not now.
         """
         text = self._checked(text)
-        known = self._store.accepted(owner_id, client_key)
+        store = self._history.of(conversation_id)
+        known = store.accepted(owner_id, client_key)
         if known is not None:
             return self._as_accepted(known)
-        conversation, messages = self._store.conversation(owner_id, conversation_id)
-        if conversation.running_run_id is not None:
-            raise ConversationBusy(
-                "The last message is still being answered. Wait for it, or stop it.", run_id=conversation.running_run_id
-            )
+        conversation, messages = store.conversation(owner_id, conversation_id)
+        _refuse_a_second_run(conversation)
         parent_id = parent_id if is_parent_given else conversation.leaf_id
         told = [*_told(branch(messages, parent_id)), Message("user", text)]
-        fitted = await self._fit_now(told, options)
-        if len(self._waiting) >= self._settings.max_waiting_runs:
-            raise QueueFull("Too many people are waiting right now. Try again in a minute; your text is kept here.")
+        fitted = await self._admit(owner_id, told, options, allowance)
         accepted = await asyncio.to_thread(
-            self._store.accept,
+            store.accept,
             owner_id,
             conversation_id,
             text,
             parent_id=parent_id,
             client_key=client_key,
             effort=options.effort,
-            options={name: value for name, value in asdict(options).items() if value is not None},
+            options=_chosen(options),
             allowance=allowance,
         )
+        return self._begin(accepted, owner_id, conversation_id, told, options, fitted)
+
+    async def retry(
+        self,
+        owner_id: str,
+        message_id: str,
+        *,
+        client_key: str,
+        options: Options,
+        allowance: Allowance = _NO_LIMIT,
+    ) -> AcceptedRun:
+        """Answer a question once more, beside the answers it has; `message_id` is the question or one of them.
+
+        Raises:
+            NotFound: no such message, or not this person's.
+            BadRequest: it answers no question.
+            PromptTooLong, ConversationBusy, TooManyRuns, QuotaUsedUp, QueueFull, ModelUnavailable, StorageFailed:
+                as in `accept`.
+        """
+        store = self._history.of(message_id)
+        known = store.accepted(owner_id, client_key)
+        if known is not None:
+            return self._as_accepted(known)
+        conversation, messages = store.conversation(owner_id, store.conversation_of(owner_id, message_id))
+        _refuse_a_second_run(conversation)
+        to_question = branch(messages, message_id)
+        if to_question[-1].role != "user":
+            to_question.pop()
+        told = _told(to_question)
+        if not told or told[-1].role != "user":
+            raise BadRequest("There is no question before this answer, so it cannot be asked again.")
+        fitted = await self._admit(owner_id, told, options, allowance)
+        accepted = await asyncio.to_thread(
+            store.retry,
+            owner_id,
+            message_id,
+            client_key=client_key,
+            effort=options.effort,
+            options=_chosen(options),
+            allowance=allowance,
+        )
+        return self._begin(accepted, owner_id, conversation.id, told, options, fitted)
+
+    async def _admit(
+        self, owner_id: str, told: Sequence[Message], options: Options, allowance: Allowance
+    ) -> FittedPrompt | None:
+        """Refuse what cannot be answered before anything is kept of it."""
+        fitted = await self._fit_now(told, options)
+        if len(self._waiting) >= self._settings.max_waiting_runs:
+            raise QueueFull("Too many people are waiting right now. Try again in a minute; your text is kept here.")
+        # Each store counts its own again when it accepts; only here are both seen
+        at_once = sum(run.owner_id == owner_id and run.state in OPEN_STATES for run in self._live.values())
+        refuse_too_many_at_once(at_once, allowance)
+        return fitted
+
+    def _begin(
+        self,
+        accepted: Accepted,
+        owner_id: str,
+        conversation_id: str,
+        told: Sequence[Message],
+        options: Options,
+        fitted: FittedPrompt | None,
+    ) -> AcceptedRun:
+        """What is in the database is in line."""
         if accepted.is_new:
             run = LiveRun(
                 id=accepted.run_id,
@@ -170,7 +234,7 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        return self._store.run(owner_id, run_id), self.place(run_id)
+        return self._history.of(run_id).run(owner_id, run_id), self.place(run_id)
 
     async def order(self, owner_id: str, run_id: str, order: Order) -> None:
         """Stop a run, or have it answer now. Orders that come too late are ignored.
@@ -178,7 +242,7 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        self._store.run(owner_id, run_id)
+        self._history.of(run_id).run(owner_id, run_id)
         await self._order(run_id, order)
 
     async def _order(self, run_id: str, order: Order) -> None:
@@ -200,7 +264,7 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        self._store.run(owner_id, run_id)
+        self._history.of(run_id).run(owner_id, run_id)
         await self._stop(run_id)
 
     async def stop_all_of(self, owner_id: str) -> None:
@@ -221,15 +285,32 @@ class RunService:
         return max(0, live.place) if live else 0
 
     async def delete_conversation(self, owner_id: str, conversation_id: str) -> None:
-        """Stop its run, then remove it.
+        """Stop its run, then delete it.
 
         Raises:
             NotFound: no such conversation, or not this person's.
         """
-        conversation, _ = self._store.conversation(owner_id, conversation_id)
+        store = self._history.of(conversation_id)
+        conversation = store.item(owner_id, conversation_id)
         if conversation.running_run_id is not None:
             await self.stop(owner_id, conversation.running_run_id)
-        await asyncio.to_thread(self._store.delete_conversation, owner_id, conversation_id)
+        await asyncio.to_thread(store.delete_conversation, owner_id, conversation_id)
+
+    async def delete_all_conversations(self, owner_id: str) -> tuple[str, int]:
+        """Stop what runs in those that are kept, then delete them all: what the deletion is called, and how many."""
+        for run in list(self._live.values()):
+            if run.owner_id == owner_id and not is_temporary(run.id):
+                await self._stop(run.id)
+        return await asyncio.to_thread(self._history.kept.delete_all, owner_id)
+
+    async def end_temporary(self) -> None:
+        """End the temporary conversations whose time has come, and what runs in them."""
+        over = self._history.temporary.over()
+        for _, run_id in over:
+            if run_id is not None:
+                await self._stop(run_id)
+        if over:
+            await asyncio.to_thread(self._history.temporary.end, [conversation_id for conversation_id, _ in over])
 
     async def follow(self, owner_id: str, run_id: str, after: int) -> AsyncIterator[list[Event]]:
         """The run's events behind sequence number `after`, then live, until it is over; empty batches are heartbeats.
@@ -239,7 +320,7 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        stored = self._store.run(owner_id, run_id)
+        stored = self._history.of(run_id).run(owner_id, run_id)
         run = self._live.get(run_id)
         if run is None:
             yield self._replay_stored(owner_id, stored, after)
@@ -257,7 +338,7 @@ class RunService:
             NotFound: no such conversation, or not this person's.
         """
         profile = self._engine.profile
-        conversation, messages = self._store.conversation(owner_id, conversation_id)
+        conversation, messages = self._history.of(conversation_id).conversation(owner_id, conversation_id)
         if profile is None or conversation.running_run_id is not None or conversation.leaf_id is None:
             return None
         key = (conversation.leaf_id, profile.name)
@@ -344,7 +425,7 @@ class RunService:
         profile = self._engine.profile
         assert profile is not None
         try:
-            owner_id = await asyncio.to_thread(self._store.start_run, run.id, profile.name)
+            owner_id = await asyncio.to_thread(self._history.of(run.id).start_run, run.id, profile.name)
             if owner_id is None:
                 run.end_unstarted("stopped")
                 return
@@ -368,7 +449,7 @@ class RunService:
 
     async def _save_end(self, run: LiveRun) -> bool:
         try:
-            await asyncio.to_thread(self._store.save, run.id, run.written(), run.ending())
+            await asyncio.to_thread(self._history.of(run.id).save, run.id, run.written(), run.ending())
         except StorageFailed:
             return False
         return True
@@ -408,11 +489,13 @@ class RunService:
                 run.show()
                 if count % _TICKS_PER_SAVE == 0 and run.saved_event != run.log.last_seq:
                     await self._save(run)
+            if count % _TICKS_PER_SWEEP == 0:
+                await self.end_temporary()
 
     async def _save(self, run: LiveRun) -> None:
         saved_event = run.log.last_seq
         try:
-            await asyncio.to_thread(self._store.save, run.id, run.written())
+            await asyncio.to_thread(self._history.of(run.id).save, run.id, run.written())
         except StorageFailed:
             return  # logged where it failed; the text is in memory, and the next second tries again
         run.saved_event = saved_event
@@ -434,7 +517,7 @@ class RunService:
         )
         if after >= run.last_event:
             return [done]
-        message = self._store.message(owner_id, run.answer_id)
+        message = self._history.of(run.answer_id).message(owner_id, run.answer_id)
         content: dict[str, Any] = {
             "state": run.state,
             "place": 0,
@@ -456,6 +539,18 @@ class RunService:
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         _log.error("a task of the run service ended", exc_info=task.exception())
+
+
+def _refuse_a_second_run(conversation: Conversation) -> None:
+    if conversation.running_run_id is not None:
+        raise ConversationBusy(
+            "The last message is still being answered. Wait for it, or stop it.", run_id=conversation.running_run_id
+        )
+
+
+def _chosen(options: Options) -> dict[str, Any]:
+    """What is kept of the options: those that somebody chose."""
+    return {name: value for name, value in asdict(options).items() if value is not None}
 
 
 def _told(messages: Sequence[StoredMessage]) -> list[Message]:

@@ -2,7 +2,7 @@ import pytest
 
 from app.errors import ConversationBusy, NotFound
 from app.history.people import People
-from app.history.store import Accepted, Ending, Store, Written, branch, title_from
+from app.history.store import Accepted, Changes, Ending, Store, Written, branch, title_from
 from app.history.usage import Allowance
 
 
@@ -108,7 +108,8 @@ def test_nothing_of_somebody_else_is_there(store: Store, owner: str, stranger: s
         lambda: store.message(stranger, accepted.answer_id),
         lambda: store.run(stranger, accepted.run_id),
         lambda: accept(store, stranger, conversation.id, "mine now"),
-        lambda: store.conversations(stranger, conversation.id, 10),
+        lambda: store.change_conversation(stranger, conversation.id, Changes(title="mine")),
+        lambda: store.restore_conversation(stranger, conversation.id),
     ):
         with pytest.raises(NotFound):
             attempt()

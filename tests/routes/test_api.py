@@ -172,7 +172,6 @@ def test_nothing_of_one_person_is_there_for_another(live_server: LiveServer, new
         ("GET", f"/api/conversations/{conversation}", None),
         ("DELETE", f"/api/conversations/{conversation}", None),
         ("POST", f"/api/conversations/{conversation}/messages", {"text": "x", "client_key": "12345678"}),
-        ("GET", f"/api/conversations?cursor={conversation}", None),
         ("GET", f"/api/messages/{accepted['answer_id']}/reasoning", None),
         ("GET", f"/api/runs/{accepted['run_id']}", None),
         ("GET", f"/api/runs/{accepted['run_id']}/events", None),

@@ -8,6 +8,7 @@ import pytest
 from app.config import Settings
 from app.history.people import People
 from app.history.store import Store, StoredMessage
+from app.history.temporary import History
 from app.runs.live import Options
 from app.runs.log import Event
 from app.runs.service import AcceptedRun, RunService
@@ -62,7 +63,7 @@ def in_world(settings: Settings, store: Store) -> Callable[[Body], None]:
     @asynccontextmanager
     async def world() -> AsyncIterator[World]:
         engine = ScriptedEngine()
-        runs = RunService(settings, engine, store)
+        runs = RunService(settings, engine, History(store))
         await runs.start()
         owner = People(store.database).add_guest("a" * 64)
         yield World(runs, engine, store, owner, store.add_conversation(owner).id)
