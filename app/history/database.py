@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from alembic import command
@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from app.errors import BadRequest, StorageFailed
 
@@ -50,7 +50,12 @@ class Database:
                 "Set PONDER_DATA_DIR to a folder that can be written."
             ) from error
         # Neither logs nor tracebacks shall hold what people wrote
-        self.engine: Engine = create_engine(self.url, hide_parameters=True)
+        self.is_in_memory = self.is_sqlite and not self.url.database
+        # One connection is the whole database there, so its threads take turns
+        one_connection = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+        self.engine: Engine = create_engine(
+            self.url, hide_parameters=True, **(one_connection if self.is_in_memory else {})
+        )
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -65,7 +70,8 @@ class Database:
         Raises:
             StorageFailed: the database gave an error.
         """
-        with _storage_errors(), self._readers() as db:
+        turn = self._one_writer if self.is_in_memory else nullcontext()
+        with _storage_errors(), turn, self._readers() as db:
             yield db
 
     @contextmanager

@@ -18,6 +18,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import SecretStr
+from sqlalchemy import select
 from starlette.routing import Mount
 
 import app.routes.runs
@@ -26,7 +27,7 @@ from app.accounts import passwords
 from app.accounts.keys import hash_of_code, new_codes
 from app.config import ProviderSettings, Settings
 from app.history.store import now
-from app.history.tables import Table
+from app.history.tables import ConversationTable, Table
 from app.web import build_app
 from tests.live import LiveServer, serving
 from tests.people import OWN_PAGE, PASSWORD, cookie_of, error_of
@@ -107,6 +108,7 @@ OWN: dict[Key, Rule] = {
     ("DELETE", "/api/me"): Rule(204),
     ("GET", "/api/me/sessions"): Rule(200, needs_account=True),
     ("GET", "/api/conversations"): Rule(200),
+    ("DELETE", "/api/conversations"): Rule(200),
     ("POST", "/api/conversations"): Rule(201, body=lambda _: {"title": "Mine"}),
     ("POST", "/auth/logout"): Rule(204, body=lambda _: {"everywhere": True}),
     ("POST", "/auth/password"): Rule(
@@ -118,7 +120,13 @@ OWN: dict[Key, Rule] = {
 # The path names a thing, and it is there for its owner alone
 BY_ID: dict[Key, Rule] = {
     ("GET", "/api/conversations/{conversation_id}"): Rule(200, "conversation"),
+    ("PATCH", "/api/conversations/{conversation_id}"): Rule(200, "conversation", lambda _: {"title": "Mine"}),
     ("DELETE", "/api/conversations/{conversation_id}"): Rule(204, "conversation"),
+    ("POST", "/api/conversations/{conversation_id}/restore"): Rule(200, "deleted_conversation"),
+    ("POST", "/api/conversations/{conversation_id}/leave"): Rule(204, "temporary_conversation"),
+    # The thing is in its body
+    ("POST", "/api/conversations/restore"): Rule(200, body=lambda v: {"deletion_id": v.things["deletion"]}),
+    ("POST", "/api/messages/{message_id}/retry"): Rule(202, "answer", lambda _: {"client_key": "a-retry-key"}),
     ("POST", "/api/conversations/{conversation_id}/messages"): Rule(202, "conversation", _message),
     ("GET", "/api/messages/{message_id}/reasoning"): Rule(200, "answer"),
     ("GET", "/api/runs/{run_id}"): Rule(200, "live_run"),
@@ -296,6 +304,12 @@ class World:
         busy = self.ask(account.client, "The victim's second question")
         while account.client.get(f"/api/runs/{busy['run_id']}").json()["state"] != "running":
             pass
+        deleted = account.client.post("/api/conversations", json={"title": "The victim's deleted one"}).json()["id"]
+        account.client.delete(f"/api/conversations/{deleted}")
+        with self.live.services.store.database.reading() as db:
+            deletion = db.scalar(select(ConversationTable.deletion_id).where(ConversationTable.id == deleted))
+        body = {"title": "The victim's temporary one", "is_temporary": True}
+        temporary = account.client.post("/api/conversations", json=body).json()["id"]
         (identity,) = people.identities(account.id)
         (elsewhere,) = [other for other in people.sessions(account.id) if other.id != session.id]
         found.things = {
@@ -307,6 +321,9 @@ class World:
             "busy_conversation": busy["conversation"],
             "busy_answer": busy["answer_id"],
             "live_run": busy["run_id"],
+            "deleted_conversation": deleted,
+            "deletion": deletion or "",
+            "temporary_conversation": temporary,
             "session": elsewhere.id,
             "identity": identity.id,
             "provider": "github",
@@ -585,12 +602,42 @@ def test_a_message_cannot_follow_one_of_another_conversation(world: World, victi
     assert victim.client.post(f"/api/conversations/{own}/messages", json=body).status_code == 404
 
 
-def test_a_list_does_not_go_on_behind_somebody_elses_conversation(world: World, victim: Victim) -> None:
+def test_no_cursor_shows_anything_of_somebody_else(world: World, victim: Victim) -> None:
+    cursor = victim.client.get("/api/conversations?limit=1").json()["next_cursor"]
     for someone in (world.guest(), world.account(), world.account(is_admin=True)):
-        someone.client.post("/api/conversations", json={})
+        for forged in (cursor, "1-999999999999999999-z", cursor.replace("0-", "1-", 1)):
+            response = someone.client.get("/api/conversations", params={"cursor": forged})
+            assert response.json() == {"items": [], "next_cursor": None}
         response = someone.client.get("/api/conversations", params={"cursor": victim.things["conversation"]})
-        assert (response.status_code, error_of(response)) == (404, "not_found")
-    assert victim.client.get(f"/api/conversations?cursor={victim.things['busy_conversation']}").status_code == 200
+        assert (response.status_code, error_of(response)) == (422, "bad_request")
+    assert victim.client.get("/api/conversations", params={"cursor": cursor}).json()["items"]
+
+
+def test_a_temporary_chat_is_there_for_its_owner_alone(world: World, victim: Victim) -> None:
+    talk = f"/api/conversations/{victim.things['temporary_conversation']}"
+    sent = victim.client.post(f"{talk}/messages", json=_message(victim))
+    assert sent.status_code == 202
+    message, run = (f"/api/{kind}/{sent.json()[key]}" for kind, key in (("messages", "answer_id"), ("runs", "run_id")))
+    asked: list[tuple[str, str, Any]] = [
+        ("GET", talk, None),
+        ("PATCH", talk, {"title": "Mine"}),
+        ("POST", f"{talk}/messages", _message(victim)),
+        ("POST", f"{talk}/leave", None),
+        ("DELETE", talk, None),
+        ("GET", f"{message}/reasoning", None),
+        ("POST", f"{message}/retry", {"client_key": "a-retry-key"}),
+        ("GET", run, None),
+        ("GET", f"{run}/events", None),
+        ("POST", f"{run}/stop", None),
+    ]
+    for who, someone in world.others().items():
+        for method, path, body in asked:
+            response = someone.client.request(method, path, json=body)
+            assert (response.status_code, error_of(response)) == (404, "not_found"), f"{who} {method} {path}"
+    assert victim.client.post(f"{run}/stop").status_code == 202
+    assert [item["id"] for item in victim.client.get("/api/conversations").json()["items"]].count(talk[-32:]) == 0
+    assert victim.client.delete(talk).status_code == 204
+    assert victim.client.get(talk).status_code == 404
 
 
 def test_somebody_elses_client_key_gives_nothing_of_theirs(world: World, victim: Victim) -> None:
