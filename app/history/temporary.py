@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import delete, select, update
 
-from app.errors import TooManyTemporary
+from app.errors import NotFound, TooManyTemporary
 from app.history.database import Database
 from app.history.store import Accepted, Conversation, Ending, Store, StoredMessage, Written, new_id, now, open_run
 from app.history.tables import ConversationTable, PersonTable, RunTable
@@ -58,8 +58,14 @@ class TemporaryStore(Store):
         return made
 
     def conversation(self, owner_id: str, conversation_id: str) -> tuple[Conversation, list[StoredMessage]]:
-        """As for those that are kept; it is in use by this, and lives another hour."""
+        """As for those that are kept; it is in use by this, and lives another hour.
+
+        Raises:
+            NotFound: there is none, its time is over, or it is somebody else's.
+        """
         found = super().conversation(owner_id, conversation_id)
+        if self.expires_in_s(conversation_id) == 0:
+            raise NotFound("This temporary chat has ended. Nothing of it was kept.")
         self._use(conversation_id)
         return found
 
