@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.errors import IdentityTaken, LastWayIn, NotFound, StorageFailed, UsernameTaken
 from app.history.database import Database
 from app.history.removal import remove_conversations
+from app.history.search import move_entries
 from app.history.store import new_id, now
 from app.history.tables import (
     ConversationTable,
@@ -301,6 +302,7 @@ class People:
             )
             for table in (ConversationTable, RunTable):
                 db.execute(update(table).where(table.owner_id == guest_id).values(owner_id=account_id))
+            move_entries(db, guest_id, account_id)
             move_usage(db, guest_id, account_id)
             if with_settings:
                 account.settings = guest.settings

@@ -250,3 +250,34 @@ class RunTable(Table):
     last_event: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+
+
+_TITLE = text("message_id IS NULL")
+
+
+class SearchEntryTable(Table):
+    """What a message is found by, or with no `message_id` a conversation's title.
+
+    `id` is the moment of what was written, so entries made anew keep their place in the order. `terms` are different
+    words, parted by spaces, never empty. `search_terms` (SQLite) and `ix_search_terms` (PostgreSQL) index them.
+    """
+
+    __tablename__ = "search_entries"
+    __table_args__ = (
+        Index("ix_search_entries_owner", "owner_id", "id"),
+        Index("ix_search_entries_conversation_id", "conversation_id"),
+        Index(
+            "uq_search_entries_title",
+            "conversation_id",
+            unique=True,
+            sqlite_where=_TITLE,
+            postgresql_where=_TITLE,
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False)
+    # The conversation's, which alone says whose it is; no foreign key, as the conversation has it
+    owner_id: Mapped[str] = mapped_column(Id)
+    conversation_id: Mapped[str] = mapped_column(Id, ForeignKey("conversations.id", ondelete="CASCADE"))
+    message_id: Mapped[str | None] = mapped_column(Id, ForeignKey("messages.id", ondelete="CASCADE"), unique=True)
+    terms: Mapped[str] = mapped_column(Text)

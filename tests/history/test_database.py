@@ -22,8 +22,14 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 def test_the_migrations_make_the_tables(store: Store) -> None:
     with store.database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        opts = {"compare_type": True, "include_object": _is_compared}
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, Table.metadata) == []
+
+
+def _is_compared(_object: object, name: str | None, *_: object) -> bool:
+    # The index of the search has other shapes on the two databases; only its migration makes it
+    return not (name or "").startswith(("search_terms", "ix_search_terms"))
 
 
 def test_migrations_go_down_to_nothing_and_up_again(store: Store) -> None:

@@ -1,0 +1,91 @@
+"""What messages and titles are found by, kept in the transaction that keeps them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Executable, and_, delete, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.errors import StorageFailed
+from app.history.search.terms import terms
+from app.history.tables import ConversationTable, MessageTable, SearchEntryTable
+
+# The rules that `terms` follows; with another number every conversation is indexed anew
+SEARCH_VERSION = 1
+
+# Coarse, as what FTS5 writes down for every word are the gaps between these numbers
+_PLACES_PER_S = 64
+_TRIES = 100
+_ENTRY = SearchEntryTable
+
+
+def index_message(db: Session, owner_id: str, conversation_id: str, message_id: str, texts: Sequence[str]) -> None:
+    """Have a message found by these texts and by nothing else; the message's row must be there already."""
+    put_entry(db, owner_id, conversation_id, message_id, " ".join(terms(*texts)))
+
+
+def index_title(db: Session, owner_id: str, conversation_id: str, title: str) -> None:
+    """Have a conversation found by this title and by none before; its row must be there already."""
+    put_entry(db, owner_id, conversation_id, None, " ".join(terms(title)))
+
+
+def move_entries(db: Session, from_id: str, to_id: str) -> None:
+    """Everything that is found for one person is found for another instead."""
+    _run(db, update(_ENTRY).where(_ENTRY.owner_id == from_id).values(owner_id=to_id))
+
+
+def is_indexed() -> ColumnElement[bool]:
+    """Whether a conversation's entries are there and follow today's rules."""
+    # Both sides by themselves can use the index, which "not equal" cannot
+    return ~or_(ConversationTable.search_version < SEARCH_VERSION, ConversationTable.search_version > SEARCH_VERSION)
+
+
+def put_entry(db: Session, owner_id: str, conversation_id: str, message_id: str | None, joined: str) -> None:
+    """Write the entry of a message or, without one, of a title; `joined` are its terms, parted by spaces."""
+    if message_id is not None:
+        same = _ENTRY.message_id == message_id
+        moment_of = select(MessageTable.created_at).where(MessageTable.id == message_id)
+    else:
+        same = and_(_ENTRY.conversation_id == conversation_id, _ENTRY.message_id.is_(None))
+        moment_of = select(ConversationTable.created_at).where(ConversationTable.id == conversation_id)
+    for _ in range(_TRIES):
+        known = db.execute(select(_ENTRY.id, _ENTRY.owner_id, _ENTRY.terms).where(same)).first()
+        if known is not None:
+            if not joined:
+                _run(db, delete(_ENTRY).where(_ENTRY.id == known.id))
+            elif (known.owner_id, known.terms) != (owner_id, joined):
+                _run(db, update(_ENTRY).where(_ENTRY.id == known.id).values(owner_id=owner_id, terms=joined))
+            return
+        moment = db.scalar(moment_of) if joined else None
+        if moment is None:
+            return
+        dialect = sqlite if db.get_bind().dialect.name == "sqlite" else postgresql
+        row = {
+            "id": _free_place(db, moment),
+            "owner_id": owner_id,
+            "conversation_id": conversation_id,
+            "message_id": message_id,
+            "terms": joined,
+        }
+        # Another process may have taken the place, or have indexed the same
+        if db.scalar(dialect.insert(_ENTRY).values(row).on_conflict_do_nothing().returning(_ENTRY.id)):
+            return
+    raise StorageFailed("The database is busy. Your text is still here; try again in a few seconds.")
+
+
+def _free_place(db: Session, moment: datetime) -> int:
+    """An id at this moment, or shortly after what was written in the same."""
+    place = max(1, int(moment.timestamp() * _PLACES_PER_S))
+    if db.scalar(select(_ENTRY.id).where(_ENTRY.id == place)) is None:
+        return place
+    width = _PLACES_PER_S
+    while True:
+        last = db.scalar(select(func.max(_ENTRY.id)).where(_ENTRY.id >= place, _ENTRY.id < place + width))
+        if last is None or last + 1 < place + width:
+            return (last or place) + 1
+        width *= 2  # an import may hold thousands of messages of the same second
+
+
+def _run(db: Session, statement: Executable) -> None:
+    db.execute(statement, execution_options={"synchronize_session": False})
