@@ -238,6 +238,13 @@ class EngineFailed(PonderError):
     status = 503
 
 
+class BadImport(PonderError):
+    """A file that cannot be imported; the message says what is wrong where. Nothing of it was kept."""
+
+    code = "bad_import"
+    status = 422
+
+
 class StorageFailed(PonderError):
     """The database could not take or give what was asked: full disk, locked file, read-only folder."""
 

@@ -23,11 +23,13 @@ from app.engine.base import Engine
 from app.errors import BadRequest, NotFound, PonderError
 from app.history.database import Database
 from app.history.people import People
+from app.history.portable.importing import Imports
 from app.history.removal import Removal
+from app.history.search import Indexer, Search
 from app.history.store import Store
 from app.history.temporary import History
 from app.history.usage import Usage
-from app.routes import admin, auth, conversations, health, me, privacy, providers, runs
+from app.routes import admin, auth, conversations, health, me, portable, privacy, providers, runs
 from app.routes.access import Services, appearance
 from app.routes.guards import Guards, error_response, too_large
 from app.routes.provider_clients import Providers
@@ -50,6 +52,8 @@ def build_services(settings: Settings, engine: Engine) -> Services:
     store, people = Store(database), People(database)
     history = History(store)
     attempts = Attempts(database, secret, settings.new_guests_per_hour)
+    imports = Imports(database, settings.data_dir / "imports")
+    imports.sweep()
     return Services(
         settings=settings,
         secret=secret,
@@ -63,6 +67,10 @@ def build_services(settings: Settings, engine: Engine) -> Services:
         identities=Identities(people, attempts, settings),
         retention=Retention(database, people, settings),
         removal=Removal(database),
+        search=Search(database),
+        indexer=Indexer(database),
+        attempts=attempts,
+        imports=imports,
         runs=RunService(settings, engine, history),
     )
 
@@ -78,18 +86,19 @@ def build_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.runs.start()
-        jobs = [asyncio.create_task(job.run()) for job in (services.retention, services.removal)]
+        jobs = [asyncio.create_task(job.run()) for job in (services.retention, services.removal, services.indexer)]
         yield
         for job in jobs:
             job.cancel()
         await services.runs.close()
         services.local.close()
+        await asyncio.to_thread(services.imports.close)
         services.history.close()
 
     app: FastAPI = Server(title="Ponder", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.services = services
     app.state.providers = Providers(services.settings)
-    for part in (health, me, auth, providers, conversations, runs, admin, privacy):
+    for part in (health, me, auth, providers, conversations, portable, runs, admin, privacy):
         app.include_router(part.router)
     for prefix in ("/api", "/auth"):
         # Before Gradio's page, which would answer for whatever is left over

@@ -19,6 +19,7 @@ from app.history.tables import CounterTable
 
 _NAME_AND_ADDRESS = RateLimitItemPerMinute(5, 15, namespace="name")
 _ADDRESS = RateLimitItemPerHour(50, namespace="address")
+_IMPORTS = RateLimitItemPerHour(10, namespace="imports")
 _NEW_ACCOUNTS = RateLimitItemPerHour(10, namespace="accounts")
 
 
@@ -120,8 +121,16 @@ class Attempts:
         """
         self._count(self._guests, "Many guests came from your address.", address)
 
-    def _count(self, item: RateLimitItemPerHour, what: str, address: str) -> None:
-        hashed = self._hashed(address)
+    def count_import(self, person_id: str) -> None:
+        """One more file of this person.
+
+        Raises:
+            TooManyAttempts: ten came in this hour.
+        """
+        self._count(_IMPORTS, "You imported many files.", person_id)
+
+    def _count(self, item: RateLimitItemPerHour, what: str, who: str) -> None:
+        hashed = self._hashed(who)
         if not self._limiter.hit(item, hashed):
             self._refuse(what, int(self._limiter.get_window_stats(item, hashed).reset_time))
 

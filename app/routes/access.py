@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
+from app.accounts.attempts import Attempts
 from app.accounts.identities import Identities
 from app.accounts.local import LocalAccounts
 from app.accounts.retention import Retention
@@ -18,7 +19,9 @@ from app.config import Settings
 from app.engine.base import Engine
 from app.errors import Disabled, NotFound, PonderError, SignedOut, SignInFirst
 from app.history.people import Caller, People
+from app.history.portable.importing import Imports
 from app.history.removal import Removal
+from app.history.search import Indexer, Search
 from app.history.store import Store
 from app.history.temporary import History
 from app.history.usage import Allowance, Usage
@@ -45,6 +48,10 @@ class Services:
     identities: Identities
     retention: Retention
     removal: Removal
+    search: Search
+    indexer: Indexer
+    attempts: Attempts
+    imports: Imports
     runs: RunService
 
 

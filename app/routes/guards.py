@@ -46,6 +46,9 @@ _log = logging.getLogger(__name__)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MOST_HEAD_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 2 * 1024 * 1024
+# Of an account's import; the route counts for itself, and less for guests
+MOST_IMPORT_BYTES = 200 * 1024 * 1024
+_IMPORT_PATH = "/api/me/import"
 # Without handlers Gradio's page needs neither its queue nor its heartbeat, which would hold a connection open
 _OPEN_PATHS = re.compile(
     r"/(?:$|api/|auth/|ponder/|privacy$|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/info$)"
@@ -91,7 +94,8 @@ class Guards:
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
         target: ASGIApp = error_response(refusal) if refusal else self._app
-        bounded = _Bounded(receive)
+        is_import = scope["path"] == _IMPORT_PATH and scope["method"] == "POST"
+        bounded = receive if is_import else _Bounded(receive)
 
         has_begun = False
 
@@ -139,8 +143,10 @@ class Guards:
         if scope["method"] not in _SAFE_METHODS and not _WRITABLE_PATHS.match(scope["path"]):
             return NotFound("There is nothing at this address.")
         length = headers.get("content-length", "0")
-        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > _MOST_BODY_BYTES:
-            return too_large()
+        is_import = scope["path"] == _IMPORT_PATH and scope["method"] == "POST"
+        most = MOST_IMPORT_BYTES if is_import else _MOST_BODY_BYTES
+        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > most:
+            return too_large(is_import=is_import)
         return None
 
     def _is_own_host(self, host: str) -> bool:
@@ -201,8 +207,12 @@ def _bug() -> PonderError:
     return InternalError("Something went wrong on the server. Your text is still here; try again.")
 
 
-def too_large() -> TextTooLarge:
-    """A body of more bytes than any route takes."""
+def too_large(*, is_import: bool = False) -> TextTooLarge:
+    """A body of more bytes than its route takes."""
+    if is_import:
+        return TextTooLarge(
+            f"The file is larger than {MOST_IMPORT_BYTES // 1024 // 1024} MB.", limit_bytes=MOST_IMPORT_BYTES
+        )
     return TextTooLarge(
         f"The request is larger than {_MOST_BODY_BYTES // 1024 // 1024} MiB. Shorten your message.",
         limit_bytes=_MOST_BODY_BYTES,

@@ -71,7 +71,7 @@ class Victim(Someone):
 class Rule:
     """How to ask a route so that it does its work: whose `thing` the path names, the JSON, the status for who may.
 
-    A route that `needs_account` asks whoever has none to sign in first.
+    A route that `needs_account` asks whoever has none to sign in first. A `file` names nobody.
     """
 
     status: int
@@ -79,6 +79,7 @@ class Rule:
     body: Callable[[Victim], Any] | None = None
     needs_account: bool = False
     is_same_for_all: bool = False
+    file: dict[str, Any] | None = None
 
 
 def _message(_: Victim) -> dict[str, Any]:
@@ -107,6 +108,8 @@ OWN: dict[Key, Rule] = {
     ("PATCH", "/api/me"): Rule(200, body=lambda _: {"settings": {"theme": "dark"}, "notice_version": 1}),
     ("DELETE", "/api/me"): Rule(204),
     ("GET", "/api/me/sessions"): Rule(200, needs_account=True),
+    ("GET", "/api/me/export"): Rule(200),
+    ("POST", "/api/me/import"): Rule(200, file={"format": "ponder", "version": 1, "conversations": []}),
     ("GET", "/api/conversations"): Rule(200),
     ("DELETE", "/api/conversations"): Rule(200),
     ("POST", "/api/conversations"): Rule(201, body=lambda _: {"title": "Mine"}),
@@ -120,6 +123,7 @@ OWN: dict[Key, Rule] = {
 # The path names a thing, and it is there for its owner alone
 BY_ID: dict[Key, Rule] = {
     ("GET", "/api/conversations/{conversation_id}"): Rule(200, "conversation"),
+    ("GET", "/api/conversations/{conversation_id}/export"): Rule(200, "conversation"),
     ("PATCH", "/api/conversations/{conversation_id}"): Rule(200, "conversation", lambda _: {"title": "Mine"}),
     ("DELETE", "/api/conversations/{conversation_id}"): Rule(204, "conversation"),
     ("POST", "/api/conversations/{conversation_id}/restore"): Rule(200, "deleted_conversation"),
@@ -363,7 +367,7 @@ class World:
             if rule.thing
             else path
         )
-        body = rule.body(victim) if rule.body else None
+        body = rule.body(victim) if rule.body else rule.file
         more: dict[str, Any] = {}
         if is_dressed:
             names = ("person_id", "owner_id", "user_id", "user", "id", "conversation_id", "run_id", "session")

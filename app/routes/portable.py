@@ -1,0 +1,159 @@
+"""Conversations as files: out as Markdown, JSON or a page; in from our JSON, ChatGPT or Open WebUI."""
+
+import asyncio
+import re
+import unicodedata
+from itertools import chain
+from typing import Annotated, Any, BinaryIO, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from app.errors import BadImport, BadRequest, SignInFirst, TextTooLarge
+from app.history.people import Caller
+from app.history.portable import ours
+from app.history.portable.importing import cannot_keep
+from app.history.portable.markdown import as_markdown
+from app.history.store import Store, branch, now
+from app.routes.access import MaybeCaller, MaybePerson, Person, Serving
+from app.routes.exported_page import as_page
+from app.routes.guards import MOST_IMPORT_BYTES
+
+router = APIRouter(prefix="/api")
+_MOST_GUEST_BYTES = 5 * 1024 * 1024
+_WRITE_BYTES = 1024 * 1024
+_SILENCE_S = 30
+_NAME_CHARS = 60
+_TYPES = {"md": "text/markdown; charset=utf-8", "json": "application/json", "html": "text/html; charset=utf-8"}
+_Format = Literal["md", "json", "html"]
+
+
+@router.get("/conversations/{conversation_id}/export")
+async def export_conversation(
+    conversation_id: str,
+    person_id: Person,
+    serving: Serving,
+    format: _Format = "json",
+    reasoning: bool = True,
+    branches: Annotated[Literal["shown", "all"] | None, Query(alias="branch")] = None,
+) -> Response:
+    """One conversation as a file; JSON has the whole tree unless only the shown branch is asked for."""
+    if branches == "all" and format != "json":
+        raise BadRequest("Only JSON has room for all branches. Leave “branch” out, or set “format” to “json”.")
+    store = serving.history.of(conversation_id)
+    title, body = await asyncio.to_thread(
+        _exported, store, person_id, conversation_id, format, has_reasoning=reasoning, is_whole=branches != "shown"
+    )
+    return Response(body, media_type=_TYPES[format], headers=_headers(title, format))
+
+
+@router.get("/me/export")
+async def export_all(person_id: MaybePerson, serving: Serving, reasoning: bool = True) -> StreamingResponse:
+    """Everything of this person as one file."""
+    pieces = ours.exported_all(serving.store, person_id or "", has_reasoning=reasoning)
+    # What fails at once fails while there is still a status to say so
+    first = await asyncio.to_thread(next, pieces)
+    name = f"Ponder {now():%Y-%m-%d}"
+    return StreamingResponse(chain([first], pieces), media_type=_TYPES["json"], headers=_headers(name, "json"))
+
+
+@router.post("/me/import")
+async def import_file(request: Request, found: MaybeCaller, serving: Serving) -> dict[str, Any]:
+    """Take in a file: the request's body. Nobody becomes a guest by it."""
+    if found is None:
+        raise SignInFirst("Sign in first, or ask a question: an import needs somebody whom it is for.")
+    most = _most_bytes(found)
+    if int(request.headers.get("content-length", "0")) > most:
+        raise _too_large(found)
+    await asyncio.to_thread(serving.attempts.count_import, found.person_id)
+    upload, file = serving.imports.begin(found.person_id)
+    try:
+        with file:
+            await _receive(request, file, most, found)
+    except BaseException:
+        serving.imports.drop(upload)
+        raise
+    # Whoever leaves now leaves it to its end: there is one place that clears up
+    imported = await asyncio.shield(asyncio.wrap_future(serving.imports.start(upload)))
+    return {
+        "format": imported.format,
+        "conversations": imported.conversations,
+        "messages": imported.messages,
+        "left_out": imported.left_out,
+    }
+
+
+def _exported(
+    store: Store, person_id: str, conversation_id: str, format: _Format, *, has_reasoning: bool, is_whole: bool
+) -> tuple[str, bytes]:
+    """The title of a conversation, and its file."""
+    conversation, messages = store.conversation(person_id, conversation_id)
+    shown = branch(messages, conversation.leaf_id)
+    if format == "json":
+        found = messages if is_whole else shown
+        body = ours.HEAD + b"\n" + ours.exported(conversation, found, has_reasoning=has_reasoning) + ours.TAIL
+    elif format == "md":
+        body = as_markdown(conversation.title, shown, has_reasoning=has_reasoning).encode()
+    else:
+        body = as_page(conversation, shown, has_reasoning=has_reasoning).encode()
+    return conversation.title, body
+
+
+def _headers(title: str, ending: str) -> dict[str, str]:
+    """What makes a browser keep a file under a name made of `title`, for itself alone."""
+    words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", title)[:200]).strip("-_")[:_NAME_CHARS].rstrip("-_")
+    plain = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-") or "conversation"
+    name = f"{words or 'conversation'}.{ending}"
+    return {
+        "Content-Disposition": f"attachment; filename=\"{plain}.{ending}\"; filename*=UTF-8''{quote(name, safe='')}",
+        "Cache-Control": "no-store",
+    }
+
+
+async def _receive(request: Request, file: BinaryIO, most: int, caller: Caller) -> None:
+    """Write the body to a file, and count it.
+
+    Raises:
+        TextTooLarge: it goes beyond `most` bytes.
+        BadImport: it does not come to its end.
+    """
+    held, received = bytearray(), 0
+    stream = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                piece = await anext(stream, None)
+        except (TimeoutError, ClientDisconnect) as error:
+            raise BadImport("The file did not arrive completely. Try again.") from error
+        received += len(piece or b"")
+        if received > most:
+            raise _too_large(caller)
+        held += piece or b""
+        if held and (piece is None or len(held) >= _WRITE_BYTES):
+            await asyncio.to_thread(_write, file, bytes(held))
+            held.clear()
+        if piece is None:
+            return
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    try:
+        file.write(data)
+        file.flush()
+    except OSError as error:
+        raise cannot_keep(error) from error
+
+
+def _most_bytes(caller: Caller) -> int:
+    return _MOST_GUEST_BYTES if caller.kind == "guest" else MOST_IMPORT_BYTES
+
+
+def _too_large(caller: Caller) -> TextTooLarge:
+    most = _most_bytes(caller)
+    said = f"The file is larger than {most // 1024 // 1024} MB."
+    if caller.kind == "guest":
+        said += f" With an account it may have {MOST_IMPORT_BYTES // 1024 // 1024} MB."
+    return TextTooLarge(said, limit_bytes=most)
