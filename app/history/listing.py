@@ -13,18 +13,21 @@ OPEN_STATES = ("queued", "running")
 _ORDER = (ConversationTable.is_pinned, ConversationTable.recency, ConversationTable.id)
 
 
-def listed(owner_id: str, *, is_archived: bool) -> Select[ConversationTable, str]:
-    """A person's conversations with the run that is open in each: pinned first, then newest first."""
-    return (
+def listed(owner_id: str, *, is_archived: bool | None = None) -> Select[ConversationTable, str]:
+    """A person's conversations with the run that is open in each: pinned first, then newest first.
+
+    `is_archived` None means both those that are and those that are not.
+    """
+    query = (
         select(ConversationTable, RunTable.id)
         .outerjoin(RunTable, (RunTable.conversation_id == ConversationTable.id) & RunTable.state.in_(OPEN_STATES))
         .where(
             ConversationTable.owner_id == owner_id,
             ConversationTable.deleted_at.is_(None),
-            ConversationTable.is_archived.is_(is_archived),
         )
         .order_by(*(column.desc() for column in _ORDER))
     )
+    return query if is_archived is None else query.where(ConversationTable.is_archived.is_(is_archived))
 
 
 def behind(query: Select[ConversationTable, str], cursor: str) -> Select[ConversationTable, str]:

@@ -7,6 +7,7 @@ import time
 from sqlalchemy import ColumnElement, delete, select
 
 from app.history.database import Database
+from app.history.search.forgetting import forget_deleted
 from app.history.store import UNDO, now
 from app.history.tables import ConversationTable, MessageTable
 
@@ -69,9 +70,7 @@ class Removal:
         Raises:
             StorageFailed: the database gave an error.
         """
-        if self._database.is_sqlite:
-            with self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        forget_deleted(self._database)
         self._has_to_forget, self._forgot_at = False, time.monotonic()
 
     def forget_soon(self) -> None:

@@ -3,6 +3,7 @@
 Frozen dataclasses come out; no row leaves its session.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,8 @@ from app.errors import ChangedMeanwhile, NotFound
 from app.history.database import Database
 from app.history.listing import OPEN_STATES as OPEN_STATES
 from app.history.listing import behind, cursor_of, listed, next_recency
+from app.history.search.index import SEARCH_VERSION, index_message, index_title, put_entry
+from app.history.search.terms import terms
 from app.history.tables import ConversationTable, MessageTable, PersonTable, RunTable
 from app.history.tree import (
     accepted_rows,
@@ -166,10 +169,14 @@ class Store:
                 is_archived=False,
                 version=0,
                 recency=next_recency(db, owner_id),
+                search_version=SEARCH_VERSION,
                 created_at=moment,
                 updated_at=moment,
             )
             db.add(row)
+            if title:
+                db.flush()
+                index_title(db, owner_id, row.id, title)
         return _conversation(row, None)
 
     def conversations(
@@ -216,6 +223,12 @@ class Store:
             row = _owned_conversation(db, owner_id, conversation_id)
             return _conversation(row, open_run(db, row.id))
 
+    def items(self, owner_id: str, conversation_ids: Sequence[str]) -> list[Conversation]:
+        """Those of these conversations that are there and theirs, in no order."""
+        query = listed(owner_id).where(ConversationTable.id.in_(conversation_ids))
+        with self.database.reading() as db:
+            return [_conversation(row, run_id) for row, run_id in db.execute(query)]
+
     def change_conversation(self, owner_id: str, conversation_id: str, changes: Changes) -> Conversation:
         """Rename, pin, archive, show another branch: the newest leaf below `leaf_id`.
 
@@ -232,6 +245,7 @@ class Store:
                 )
             if changes.title is not None:
                 row.title = changes.title
+                index_title(db, owner_id, row.id, changes.title)
             if changes.is_pinned is not None:
                 row.is_pinned = changes.is_pinned
             if changes.is_archived is not None:
@@ -374,7 +388,10 @@ class Store:
             )
             db.add(question)
             db.flush()
-            conversation.title = conversation.title or title_from(text)
+            index_message(db, owner_id, conversation.id, question.id, [text])
+            if not conversation.title:
+                conversation.title = title_from(text)
+                index_title(db, owner_id, conversation.id, conversation.title)
             return self._ask(db, conversation, question, client_key, effort, options, moment)
 
     def retry(
@@ -496,15 +513,21 @@ class Store:
                 "reasoning_html": ending.reasoning_html,
                 "renderer_version": ending.renderer_version,
             }
+        found_by = " ".join(terms(written.text, written.reasoning)) if ending is not None else ""
         with self.database.writing() as db:
             run = db.execute(
-                select(RunTable.answer_id, RunTable.owner_id, RunTable.ended_at).where(RunTable.id == run_id)
+                select(RunTable.answer_id, RunTable.owner_id, RunTable.conversation_id, RunTable.ended_at).where(
+                    RunTable.id == run_id
+                )
             ).first()
             if run is None:
                 return None
             db.execute(update(MessageTable).where(MessageTable.id == run.answer_id).values(**texts))
             db.execute(update(RunTable).where(RunTable.id == run_id).values(**values))
-            if ending is None or run.ended_at is not None:
+            if ending is None:
+                return None
+            put_entry(db, run.owner_id, run.conversation_id, run.answer_id, found_by)
+            if run.ended_at is not None:
                 return None
             count_usage(db, run.owner_id, now(), **{ending.state: 1}, **written.tokens)
             owner_id: str = run.owner_id
@@ -517,9 +540,15 @@ class Store:
                 update(RunTable)
                 .where(RunTable.state.in_(OPEN_STATES))
                 .values(state="interrupted", ended_at=now())
-                .returning(RunTable.owner_id, RunTable.usage)
+                .returning(RunTable.owner_id, RunTable.conversation_id, RunTable.usage)
             ).all()
-            for owner_id, usage in found:
+            # What their answers hold so far is indexed with whatever else is not
+            db.execute(
+                update(ConversationTable)
+                .where(ConversationTable.id.in_([conversation_id for _, conversation_id, _ in found]))
+                .values(search_version=0)
+            )
+            for owner_id, _, usage in found:
                 tokens = {name: int(usage.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
                 count_usage(db, owner_id, now(), interrupted=1, **tokens)
         return len(found)

@@ -93,12 +93,37 @@ async def list_conversations(
     cursor: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     archived: bool = False,
+    q: Annotated[str | None, Query(max_length=1000)] = None,
 ) -> dict[str, Any]:
-    """The person's conversations: pinned first, then newest first."""
+    """The person's conversations: pinned first, then newest first; with `q` those that have its words."""
     if person_id is None:
         return {"items": [], "next_cursor": None}
+    if q is not None:
+        return await asyncio.to_thread(_search, serving, person_id, q, cursor, limit)
     found, next_cursor = serving.store.conversations(person_id, cursor, limit, is_archived=archived)
     return {"items": [_item(conversation, serving) for conversation in found], "next_cursor": next_cursor}
+
+
+def _search(serving: Services, person_id: str, query: str, cursor: str | None, limit: int) -> dict[str, Any]:
+    found = serving.search.find(person_id, query, cursor, limit)
+    items = {item.id: item for item in serving.store.items(person_id, [hit.conversation_id for hit in found.hits])}
+    return {
+        "items": [
+            _item(items[hit.conversation_id], serving)
+            | {
+                "hit": {
+                    "message_id": hit.message_id,
+                    "where": hit.where,
+                    "text": hit.text,
+                    "marks": [list(mark) for mark in hit.marks],
+                }
+            }
+            for hit in found.hits
+            if hit.conversation_id in items
+        ],
+        "next_cursor": found.next_cursor,
+        "is_complete": found.is_complete,
+    }
 
 
 @router.delete("/conversations")
