@@ -1,0 +1,323 @@
+"""Many requests at the same time on one model: who reads, who writes, who waits.
+
+One thread owns the model. It takes turns: a piece of one prompt, then a token for everybody who writes. What people get
+is the same tokens as alone (to the rounding of the batch's shape); what they share of their beginnings is read once.
+"""
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from app.engine.base import Delta, Finished, FinishReason, Request, Usage
+from app.engine.batched.pages import Held, OutOfPages, PagePool
+from app.engine.batched.runner import Drawn, Runner
+from app.engine.streamer import TokenStreamer
+
+# What others wait for while one reads: a piece takes no longer than this, once it is known how long pieces take
+_MOST_STALL_S = 0.1
+_LEAST_PIECE = 128
+_LARGEST_PIECE = 4096
+_FIRST_PIECE = 512
+_log = logging.getLogger(__name__)
+Give = Callable[[Delta | Finished], None]
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One request on its way. `tokens` is the prompt and what was written; `held.ids` is what of it is in the cache."""
+
+    request: Request
+    streamer: TokenStreamer
+    seed: int
+    tokens: list[int]
+    held: Held = field(default_factory=Held)
+    cached_tokens: int = -1
+    failures: int = 0
+
+    @property
+    def written(self) -> int:
+        """How many tokens it has written."""
+        return len(self.tokens) - len(self.request.prompt)
+
+
+class BatchedEngine:
+    """Writes many requests at once; `add` and `cancel` from any thread, `give` is called from the engine's own.
+
+    `on_lost` is called, from that thread, when the GPU can no longer be used by this process.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        pool: PagePool,
+        tokenizer: PreTrainedTokenizerBase,
+        give: Give,
+        on_lost: Callable[[], None] = lambda: None,
+        *,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._runner, self._pool, self._tokenizer = runner, pool, tokenizer
+        self._give, self._on_lost, self._prepare = give, on_lost, prepare
+        self._orders: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        self._waiting: deque[_Sequence] = deque()
+        self._reading: deque[_Sequence] = deque()
+        self._writing: list[_Sequence] = []
+        self._piece = _FIRST_PIECE
+        self._last_step_s = 0.0
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def add(self, request: Request) -> None:
+        """Write it as soon as there is room."""
+        self._orders.put(request)
+
+    def cancel(self, request_id: str) -> None:
+        """End it before the next step; unknown and finished ids are ignored."""
+        self._orders.put(request_id)
+
+    def close(self) -> None:
+        """End what is being written and what waits, and the thread."""
+        self._orders.put(None)
+        self._thread.join()
+
+    @property
+    def stuck_s(self) -> float:
+        """How long no step has ended, while there is something to write; 0 when there is not."""
+        since = self._last_step_s
+        return time.monotonic() - since if since else 0.0
+
+    # The loop
+
+    def _work(self) -> None:
+        self._prepare()
+        while not self._is_closed:
+            self._take_orders()
+            try:
+                self._step()
+            except Exception as error:  # a step that serves all must not end with one of them
+                self._recover(error)
+        for sequence in [*self._writing, *self._reading, *self._waiting]:
+            self._end(sequence, "cancelled")
+
+    def _take_orders(self) -> None:
+        """Everything asked for since the last step; waits when there is nothing to do."""
+        has_work = bool(self._waiting or self._reading or self._writing)
+        self._last_step_s = time.monotonic() if has_work else 0.0
+        try:
+            while True:
+                self._obey(self._orders.get(block=not has_work))
+                has_work = True
+        except queue.Empty:
+            return
+
+    def _obey(self, order: Request | str | None) -> None:
+        self._last_step_s = time.monotonic()
+        if order is None:
+            self._is_closed = True
+        elif isinstance(order, str):
+            for sequence in [*self._writing, *self._reading, *self._waiting]:
+                if sequence.request.id == order:
+                    self._end(sequence, "cancelled")
+        else:
+            self._accept(order)
+
+    def _accept(self, request: Request) -> None:
+        problem = self._problem_of(request)
+        if problem:
+            self._give(Finished(request.id, "failed", problem=problem))
+        elif request.max_new_tokens < 1:
+            self._give(Finished(request.id, "length", Usage(len(request.prompt))))
+        else:
+            seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
+            streamer = TokenStreamer(self._tokenizer)
+            streamer.next_tokens_are_prompt = False
+            self._waiting.append(_Sequence(request, streamer, seed, list(request.prompt)))
+
+    def _problem_of(self, request: Request) -> str:
+        if not request.prompt or min(request.prompt) < 0 or max(request.prompt) >= self._runner.vocabulary:
+            return "The prompt holds token ids that this model does not have. Was the model changed? Try again."
+        room = min(self._pool.total * self._pool.page_tokens, self._runner.context_tokens)
+        if len(request.prompt) >= room:
+            return (
+                f"This conversation is too long for this GPU: it has {len(request.prompt):,} tokens, and there is room "
+                f"for {room:,}. Start a new chat, or shorten the message."
+            )
+        return ""
+
+    def _step(self) -> None:
+        self._admit()
+        if self._reading:
+            self._read_piece(self._reading[0])
+        if self._writing:
+            self._write()
+
+    # Reading
+
+    def _admit(self) -> None:
+        """Let those who wait begin, in their order, while there are rows and pages for what they have to read."""
+        while self._waiting and len(self._reading) + len(self._writing) < self._runner.rows:
+            sequence = self._waiting[0]
+            held = self._pool.begin(sequence.tokens)
+            if self._pool.pages_for(len(sequence.tokens) + 1) - len(held.pages) > self._pool.available:
+                self._pool.end(held)
+                if not self._reading and not self._writing:
+                    self._waiting.popleft()
+                    self._fail_for_room(sequence)
+                    continue
+                return
+            self._waiting.popleft()
+            sequence.held = held
+            if sequence.cached_tokens < 0:
+                sequence.cached_tokens = len(held.ids)
+            # All at once: two that read at the same time must not take each other's last pages
+            self._pool.extend(held, len(sequence.tokens) + 1)
+            self._reading.append(sequence)
+
+    def _read_piece(self, sequence: _Sequence) -> None:
+        """Read the next piece of a prompt; with its end it has its first token and joins those who write."""
+        start = len(sequence.held.ids)
+        piece = sequence.tokens[start : start + (self._piece if self._writing else _LARGEST_PIECE)]
+        is_last = start + len(piece) == len(sequence.tokens)
+        row = len(self._writing) if is_last else None
+        began = time.monotonic()
+        try:
+            if row is not None:
+                self._runner.put(row, sequence.request.sampling, sequence.seed)
+            drawn = self._runner.extend(sequence.held.pages, piece, start, row=row)
+            if drawn is None and self._writing:
+                self._runner.wait()
+        except torch.OutOfMemoryError:
+            self._fail_for_room(sequence)
+            return
+        except Exception as error:
+            if self._runner.is_lost():
+                raise
+            _log.exception("reading a prompt failed")
+            self._fail(sequence, f"The model failed ({type(error).__name__}). The text so far is kept.")
+            return
+        if self._writing and len(piece) >= _LEAST_PIECE:
+            rate = len(piece) / max(time.monotonic() - began, 1e-6)
+            self._piece = max(_LEAST_PIECE, min(_LARGEST_PIECE, int(rate * _MOST_STALL_S)))
+        self._pool.wrote(sequence.held, piece)
+        if drawn is not None:
+            self._reading.popleft()
+            self._writing.append(sequence)
+            self._runner.place(len(self._writing) - 1, sequence.held.pages)
+            self._runner.set_next(len(self._writing) - 1, drawn.token_id, len(sequence.held.ids))
+            self._take(sequence, drawn)
+
+    # Writing
+
+    def _write(self) -> None:
+        """A token for everybody who writes."""
+        self._make_room()
+        if not self._writing:
+            return
+        drawn = self._runner.decode(len(self._writing))
+        for sequence, one in zip(list(self._writing), drawn, strict=True):
+            row = self._writing.index(sequence)
+            known = sequence.held.known
+            self._pool.wrote(sequence.held, sequence.tokens[-1:])
+            if sequence.held.known != known:
+                self._runner.place(row, sequence.held.pages, known)
+            sequence.failures = 0
+            self._take(sequence, one)
+
+    def _make_room(self) -> None:
+        """A place in a page for everybody's next token; if there is none, who came last waits again."""
+        for sequence in list(self._writing):
+            while sequence in self._writing:
+                have = len(sequence.held.pages)
+                try:
+                    self._pool.extend(sequence.held, len(sequence.held.ids) + 1)
+                except OutOfPages:
+                    self._set_back(self._writing[-1] if len(self._writing) > 1 else sequence)
+                    continue
+                if len(sequence.held.pages) > have:
+                    self._runner.place(self._writing.index(sequence), sequence.held.pages, have)
+                break
+
+    def _set_back(self, sequence: _Sequence) -> None:
+        """Its pages are needed by others: it reads again when there is room, and fails if it is alone."""
+        is_alone = len(self._writing) + len(self._reading) == 1
+        self._leave(sequence)
+        if is_alone:
+            self._fail_for_room(sequence)
+        else:
+            self._waiting.appendleft(sequence)
+
+    def _take(self, sequence: _Sequence, drawn: Drawn) -> None:
+        """Give on the token that a sequence got, and see whether it was its last."""
+        if not drawn.is_sound:
+            self._pool.forget()
+            self._fail(sequence, "The model gave numbers that are none (NaN or infinite). Its weights may be damaged.")
+            return
+        sequence.tokens.append(drawn.token_id)
+        sequence.streamer.put(torch.tensor([drawn.token_id]))
+        ids, texts = [], []
+        while not sequence.streamer.text_queue.empty():
+            token_id, text = sequence.streamer.text_queue.get()
+            ids.append(token_id)
+            texts.append(text)
+        self._give(Delta(sequence.request.id, tuple(ids), tuple(texts)))
+        if drawn.token_id in sequence.request.stop_ids:
+            self._end(sequence, "stop")
+        elif sequence.written >= sequence.request.max_new_tokens or len(sequence.tokens) >= self._runner.context_tokens:
+            self._end(sequence, "length")
+
+    # Ends
+
+    def _leave(self, sequence: _Sequence) -> None:
+        """Out of whatever it is in; its pages are free in this very step."""
+        if sequence in self._writing:
+            row, last = self._writing.index(sequence), len(self._writing) - 1
+            self._writing[row] = self._writing[last]
+            self._writing.pop()
+            if row != last:
+                self._runner.move(last, row)
+        for others in (self._reading, self._waiting):
+            if sequence in others:
+                others.remove(sequence)
+        self._pool.end(sequence.held)
+
+    def _end(self, sequence: _Sequence, reason: FinishReason, problem: str = "") -> None:
+        self._leave(sequence)
+        usage = Usage(len(sequence.request.prompt), sequence.written, max(0, sequence.cached_tokens))
+        self._give(Finished(sequence.request.id, reason, usage, problem))
+
+    def _fail(self, sequence: _Sequence, problem: str) -> None:
+        self._end(sequence, "failed", problem)
+
+    def _fail_for_room(self, sequence: _Sequence) -> None:
+        self._fail(
+            sequence,
+            f"This conversation is too long for this GPU: {len(sequence.tokens):,} tokens did not fit its memory. "
+            "Start a new chat, or shorten the message.",
+        )
+
+    def _recover(self, error: Exception) -> None:
+        """A step for all failed: everybody reads again from their tokens, once; who fails twice in a row is ended."""
+        _log.error("a step failed", exc_info=error)
+        if self._runner.is_lost():
+            for sequence in [*self._writing, *self._reading, *self._waiting]:
+                self._fail(sequence, "The GPU failed. The text so far is kept; the model is being started again.")
+            self._on_lost()
+            return
+        self._pool.forget()
+        self._runner.forget_graphs()
+        for sequence in [*self._reading, *self._writing]:
+            sequence.failures += 1
+            self._leave(sequence)
+            if sequence.failures > 1:
+                self._fail(sequence, f"The model failed ({type(error).__name__}). The text so far is kept.")
+            else:
+                self._waiting.append(sequence)

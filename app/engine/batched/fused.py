@@ -1,0 +1,47 @@
+"""The decode step of models built as Llama is, their linear layers as they are and all between them in few kernels.
+
+Knows Llama, Mistral and Qwen2 of transformers; others take the model's own forward.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from app.engine.batched.attention import Step
+
+_KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
+
+
+def is_known(model: PreTrainedModel) -> bool:
+    """Whether the fused step computes what this model's own modules do."""
+    config: Any = model.config.get_text_config()
+    is_plain = getattr(config, "hidden_act", "") == "silu" and not getattr(config, "use_sliding_window", False)
+    window = getattr(config, "sliding_window", None) if type(model).__name__ == "MistralForCausalLM" else None
+    return type(model).__name__ in _KNOWN and is_plain and window is None
+
+
+def fused_hidden(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor, step: Step) -> torch.Tensor:
+    """The normed hidden state of one token of each row: ids and places (rows,), the result (rows, hidden)."""
+    from app.engine.batched.kernels import add_norm, paged_decode, rotate_and_write, silu_mul
+
+    base: Any = model.base_model
+    hidden = base.embed_tokens(ids)
+    cosines, sines = (angle[:, 0].contiguous() for angle in base.rotary_emb(hidden[:, None], places[:, None]))
+    layers = base.layers
+    width = step.cache.keys[0].shape[-1]
+    normed = add_norm(hidden, None, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon)
+    for number, layer in enumerate(layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        keys, values = step.cache.keys[number], step.cache.values[number]
+        query = attention.q_proj(normed).view(len(ids), -1, width)
+        rotate_and_write(
+            query, attention.k_proj(normed), attention.v_proj(normed), cosines, sines, step.slots, keys, values
+        )
+        seen = paged_decode(query, keys, values, step.block_table, step.lengths, attention.scaling)
+        norm = layer.post_attention_layernorm
+        normed = add_norm(hidden, attention.o_proj(seen.flatten(1)), norm.weight, norm.variance_epsilon)
+        inner = mlp.down_proj(silu_mul(mlp.gate_proj(normed), mlp.up_proj(normed)))
+        norm = layers[number + 1].input_layernorm if number + 1 < len(layers) else base.norm
+        normed = add_norm(hidden, inner, norm.weight, norm.variance_epsilon)
+    return normed

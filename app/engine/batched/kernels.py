@@ -1,0 +1,242 @@
+"""Triton kernels of the decode step: what lies between the linear layers, and attention that reads pages in place.
+
+Imports triton, so only where there is a GPU. Every kernel has static shapes and waits for nothing, so that the step can
+be recorded in a CUDA graph. `attention.decode` and the model's own modules are what they are checked against.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+_LOG2_E = 1.4426950408889634
+_BLOCK = 64
+_MOST_SPLITS = 32
+_PROGRAMS = 528
+
+
+@triton.jit
+def _partial_attention(  # type: ignore[no-untyped-def]
+    query,
+    keys,
+    values,
+    table,
+    lengths,
+    peaks,
+    sums,
+    partials,
+    scale,
+    stride_query_row,
+    stride_query_head,
+    stride_page,
+    stride_slot,
+    stride_head,
+    stride_table,
+    heads: tl.constexpr,
+    groups: tl.constexpr,
+    groups_padded: tl.constexpr,
+    width: tl.constexpr,
+    page_tokens: tl.constexpr,
+    block: tl.constexpr,
+    splits: tl.constexpr,
+):
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + row)
+    share = tl.cdiv(tl.cdiv(length, splits), block) * block
+    start = split * share
+    end = tl.minimum(start + share, length)
+    group, place = tl.arange(0, groups_padded), tl.arange(0, width)
+    is_group = group < groups
+    at = row * stride_query_row + (head * groups + group)[:, None] * stride_query_head + place[None, :]
+    asked = tl.load(query + at, mask=is_group[:, None], other=0.0)
+    peak = tl.full([groups_padded], float("-inf"), tl.float32)
+    total = tl.zeros([groups_padded], tl.float32)
+    gathered = tl.zeros([groups_padded, width], tl.float32)
+    for first in range(start, end, block):
+        tokens = first + tl.arange(0, block)
+        is_there = tokens < end
+        page = tl.load(table + row * stride_table + first // page_tokens).to(tl.int64)
+        base = page * stride_page + head * stride_head
+        slots = (first % page_tokens + tl.arange(0, block)) * stride_slot
+        key = tl.load(keys + base + slots[None, :] + place[:, None], mask=is_there[None, :], other=0.0)
+        score = tl.dot(asked, key) * scale
+        score = tl.where(is_there[None, :], score, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(score, 1))
+        weight = tl.exp2(score - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weight, 1)
+        value = tl.load(values + base + slots[:, None] + place[None, :], mask=is_there[:, None], other=0.0)
+        gathered = gathered * shrink[:, None] + tl.dot(weight.to(value.dtype), value)
+        peak = new_peak
+    out = (row * heads * groups + head * groups + group) * splits + split
+    tl.store(peaks + out, peak, mask=is_group)
+    tl.store(sums + out, total, mask=is_group)
+    tl.store(partials + out[:, None] * width + place[None, :], gathered, mask=is_group[:, None])
+
+
+@triton.jit
+def _joined_attention(peaks, sums, partials, out, width: tl.constexpr, splits: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0)
+    split, place = tl.arange(0, splits), tl.arange(0, width)
+    peak = tl.load(peaks + at * splits + split)
+    total = tl.load(sums + at * splits + split)
+    share = tl.exp2(peak - tl.max(peak, 0))
+    partial = tl.load(partials + (at * splits + split)[:, None] * width + place[None, :])
+    joined = tl.sum(partial * share[:, None], 0) / tl.sum(total * share, 0)
+    tl.store(out + at * width + place, joined.to(out.dtype.element_ty))
+
+
+def paged_decode(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of one token of each row over its pages.
+
+    query (rows, heads, width), keys and values (pages, page_tokens, kv heads, width), block_table (rows, pages),
+    lengths (rows,) with the new token. Each row's tokens are split over programs, and the parts joined.
+    """
+    rows, heads, width = query.shape
+    kv_heads, page_tokens = keys.shape[2], keys.shape[1]
+    groups = heads // kv_heads
+    splits = triton.next_power_of_2(max(1, _PROGRAMS // (rows * kv_heads)))
+    splits = min(_MOST_SPLITS, splits)
+    peaks = torch.empty((rows, heads, splits), dtype=torch.float32, device=query.device)
+    sums = torch.empty_like(peaks)
+    partials = torch.empty((rows, heads, splits, width), dtype=torch.float32, device=query.device)
+    out = torch.empty((rows, heads, width), dtype=query.dtype, device=query.device)
+    _partial_attention[(rows, kv_heads, splits)](
+        query,
+        keys,
+        values,
+        block_table,
+        lengths,
+        peaks,
+        sums,
+        partials,
+        scaling * _LOG2_E,
+        query.stride(0),
+        query.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        block_table.stride(0),
+        heads=kv_heads,
+        groups=groups,
+        groups_padded=max(16, triton.next_power_of_2(groups)),
+        width=width,
+        page_tokens=page_tokens,
+        block=min(_BLOCK, page_tokens),
+        splits=splits,
+        num_warps=4,
+        num_stages=3,
+    )
+    _joined_attention[(rows * heads,)](peaks, sums, partials, out, width=width, splits=splits, num_warps=4)
+    return out
+
+
+@triton.jit
+def _add_norm(hidden, added, weight, out, eps, width, has_added: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, place = tl.program_id(0), tl.arange(0, block)
+    is_there = place < width
+    value = tl.load(hidden + row * width + place, mask=is_there, other=0.0)
+    if has_added:
+        value = value + tl.load(added + row * width + place, mask=is_there, other=0.0)
+        tl.store(hidden + row * width + place, value, mask=is_there)
+    wide = value.to(tl.float32)
+    scale = 1 / tl.sqrt(tl.sum(wide * wide, 0) / width + eps)
+    scaled = (wide * scale).to(value.dtype)
+    tl.store(out + row * width + place, tl.load(weight + place, mask=is_there, other=0.0) * scaled, mask=is_there)
+
+
+def add_norm(hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm of `hidden` + `added`, which `hidden` becomes; all of shape (rows, width)."""
+    rows, width = hidden.shape
+    out = torch.empty_like(hidden)
+    has_added = added is not None
+    _add_norm[(rows,)](
+        hidden,
+        added if has_added else hidden,
+        weight,
+        out,
+        eps,
+        width,
+        has_added=has_added,
+        block=triton.next_power_of_2(width),
+        num_warps=8,
+    )
+    return out
+
+
+@triton.jit
+def _rotate_and_write(  # type: ignore[no-untyped-def]
+    query,
+    key,
+    value,
+    cosines,
+    sines,
+    slots,
+    keys,
+    values,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    half: tl.constexpr,
+):
+    row, head = tl.program_id(0), tl.program_id(1)
+    place = tl.arange(0, half)
+    if head < heads + kv_heads:
+        cos = tl.load(cosines + row * 2 * half + place)
+        sin = tl.load(sines + row * 2 * half + place)
+        if head < heads:
+            source = query + (row * heads + head) * 2 * half
+            target = source
+        else:
+            source = key + (row * kv_heads + head - heads) * 2 * half
+            target = keys + (tl.load(slots + row) * kv_heads + head - heads) * 2 * half
+        first, second = tl.load(source + place), tl.load(source + half + place)
+        tl.store(target + place, (first * cos - second * sin).to(first.dtype))
+        tl.store(target + half + place, (second * cos + first * sin).to(first.dtype))
+    else:
+        source = value + (row * kv_heads + head - heads - kv_heads) * 2 * half
+        target = values + (tl.load(slots + row) * kv_heads + head - heads - kv_heads) * 2 * half
+        tl.store(target + place, tl.load(source + place))
+        tl.store(target + half + place, tl.load(source + half + place))
+
+
+def rotate_and_write(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    slots: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Rotate `query` (rows, heads, width) in place; rotate `key` and write it and `value` into their slots."""
+    rows, heads, width = query.shape
+    kv_heads = keys.shape[2]
+    _rotate_and_write[(rows, heads + 2 * kv_heads)](
+        query, key, value, cosines, sines, slots, keys, values, heads=heads, kv_heads=kv_heads, half=width // 2,
+        num_warps=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _silu_mul(gate, up, out, count, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0) * block + tl.arange(0, block)
+    is_there = place < count
+    raw = tl.load(gate + place, mask=is_there, other=0.0)
+    wide = raw.to(tl.float32)
+    active = (wide * tl.sigmoid(wide)).to(raw.dtype)
+    tl.store(out + place, active * tl.load(up + place, mask=is_there, other=0.0), mask=is_there)
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, elementwise."""
+    out = torch.empty_like(gate)
+    block = 1024
+    _silu_mul[(triton.cdiv(gate.numel(), block),)](gate, up, out, gate.numel(), block=block, num_warps=4)
+    return out

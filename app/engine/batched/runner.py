@@ -1,0 +1,263 @@
+"""The model's forward passes over a paged cache: a piece of one prompt, or one token of many rows.
+
+Owns the tensors of the cache and of the rows. Runs the model's own modules; knows nothing of requests, text or time.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from app.engine.base import Sampling
+from app.engine.batched import attention
+from app.engine.batched.attention import PagedCache, Step
+from app.engine.batched.fused import fused_hidden, is_known
+from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What one row got: a token, its log-probability, and whether the logits it came from were numbers."""
+
+    token_id: int
+    logprob: float
+    is_sound: bool
+
+
+class Runner:
+    """One model with room for `rows` sequences in `pages` pages. Use it from one thread.
+
+    A row is a place in the batch: `put` sets its sampling, `place` its pages and length. Row numbers are dense:
+    `decode(n)` writes one token for each of the first n rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        rows: int,
+        pages: int,
+        page_tokens: int,
+        context_window: int,
+        has_kernels: bool = False,
+    ) -> None:
+        attention.register()
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.model, self.device, self.page_tokens = model, model.device, page_tokens
+        self.vocabulary, self.context_tokens = int(config.vocab_size), context_window
+        model.config._attn_implementation = attention.NAME
+        shape = (pages, page_tokens, heads, width)
+
+        def made() -> list[torch.Tensor]:
+            return [torch.zeros(shape, dtype=model.dtype, device=self.device) for _ in range(config.num_hidden_layers)]
+
+        self.cache = PagedCache(made(), made(), page_tokens)
+        self.rows = rows
+        # What the self-test may take back, one after the other
+        self.has_kernels = has_kernels
+        self.is_fused = has_kernels and is_known(model)
+        self._block_table = torch.zeros(
+            (rows, -(-context_window // page_tokens)), dtype=torch.int32, device=self.device
+        )
+        self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        self._tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._samplings = SamplingRows.on(self.device, rows)
+        self._most_asked = [FEW] * rows
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+
+    # Rows
+
+    def put(self, row: int, sampling: Sampling, seed: int) -> None:
+        """How the row's tokens are drawn."""
+        self._samplings.put([row], [sampling], [seed])
+        self._most_asked[row] = FEW if sampling.top_k <= FEW or sampling.temperature < 1e-4 else MOST
+
+    def place(self, row: int, pages: Sequence[int], first: int = 0) -> None:
+        """The row's pages from the `first` on."""
+        if len(pages) > first:
+            new = torch.tensor(pages[first:], dtype=torch.int32, device=self.device)
+            self._block_table[row, first : len(pages)] = new
+
+    def set_next(self, row: int, token_id: int, length: int) -> None:
+        """The row's last token, which is not in the cache yet, and how many tokens are."""
+        self._tokens[row] = token_id
+        self._lengths[row] = length
+
+    def move(self, source: int, target: int) -> None:
+        """The sequence in `source` goes on in `target`."""
+        for tensor in (
+            self._block_table,
+            self._lengths,
+            self._tokens,
+            self._samplings.temperature,
+            self._samplings.top_k,
+            self._samplings.top_p,
+            self._samplings.min_p,
+            self._samplings.seed,
+        ):
+            tensor[target] = tensor[source]
+        self._most_asked[target] = self._most_asked[source]
+
+    # Passes
+
+    @torch.inference_mode()
+    def extend(self, pages: Sequence[int], ids: Sequence[int], start: int, *, row: int | None) -> Drawn | None:
+        """Read a piece of a prompt: `ids` from place `start` on, into the sequence's pages.
+
+        With a `row` the piece is the prompt's last: draws the first token as that row's sampling says.
+        """
+        step, places = self._extension(pages, ids, start)
+        hidden = self._hidden(torch.tensor([ids], device=self.device), places, step)
+        if row is None:
+            return None
+        logits = self._logits(hidden[:, -1])
+        rows = self._samplings.first(row + 1)
+        one = SamplingRows(*(getattr(rows, name)[row:] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
+        drawn = sample(logits, one, step.lengths, self._most_asked[row])
+        return _read(*drawn)[0]
+
+    def _extension(self, pages: Sequence[int], ids: Sequence[int], start: int) -> tuple[Step, torch.Tensor]:
+        places = torch.arange(start, start + len(ids), device=self.device)
+        table = torch.tensor([pages], dtype=torch.int64, device=self.device)
+        slots = table[0, places // self.page_tokens] * self.page_tokens + places % self.page_tokens
+        context = start + len(ids)
+        lengths = torch.tensor([context], dtype=torch.int32, device=self.device)
+        return Step(self.cache, slots, table, lengths, context), places[None]
+
+    @torch.inference_mode()
+    def decode(self, rows: int) -> list[Drawn]:
+        """One more token for each of the first `rows` rows; their lengths grow by one."""
+        most = max(self._most_asked[:rows])
+        size = next((size for size in self._sizes() if size >= rows), rows)
+        graph = self._graphs.get((size, most))
+        if graph is not None:
+            # Rows that stand for nothing write to page 0, which is nobody's
+            self._lengths[rows:size] = 0
+            self._block_table[rows:size, 0] = 0
+            graph.replay()
+            return _read(*graph.drawn)[:rows]
+        return _read(*self._decode(rows, most))
+
+    @torch.inference_mode()
+    def logits_of(self, pages: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
+        """The logits behind every token of a fresh sequence, (tokens, vocabulary); for comparing."""
+        step, places = self._extension(pages, ids, 0)
+        return self._logits(self._hidden(torch.tensor([ids], device=self.device), places, step))[0].float()
+
+    @torch.inference_mode()
+    def decode_logits(self, rows: int) -> torch.Tensor:
+        """The logits that `decode` would draw from, (rows, vocabulary); without graphs, for comparing."""
+        return self._logits(self._decode_hidden(rows)).float()
+
+    def _decode(self, rows: int, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden = self._decode_hidden(rows)
+        drawn = sample(self._logits(hidden), self._samplings.first(rows), self._lengths[:rows], most)
+        self._tokens[:rows] = drawn[0]
+        return drawn
+
+    def _decode_hidden(self, rows: int) -> torch.Tensor:
+        lengths = self._lengths[:rows]
+        table = self._block_table[:rows]
+        places = lengths.long()
+        page = table.gather(1, (places // self.page_tokens)[:, None])[:, 0].long()
+        slots = page * self.page_tokens + places % self.page_tokens
+        lengths += 1
+        step = Step(self.cache, slots, table, lengths, None, self.has_kernels)
+        if self.is_fused:
+            return fused_hidden(self.model, self._tokens[:rows], places, step)
+        return self._hidden(self._tokens[:rows, None], places[:, None], step)[:, -1]
+
+    def _hidden(self, ids: torch.Tensor, places: torch.Tensor, step: Step) -> torch.Tensor:
+        out = self.model.base_model(input_ids=ids, position_ids=places, use_cache=False, step=step)
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        head = self.model.get_output_embeddings()
+        logits: torch.Tensor = head(hidden)
+        return logits
+
+    def wait(self) -> None:
+        """Until the GPU has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def is_lost(self) -> bool:
+        """Whether the GPU can no longer be used by this process: an error inside a kernel is for ever."""
+        try:
+            self.wait()
+        except RuntimeError:
+            _log.exception("the GPU cannot be used by this process any more")
+            return True
+        return False
+
+    # Graphs
+
+    def _sizes(self) -> list[int]:
+        return sorted({size for size, _ in self._graphs})
+
+    @torch.inference_mode()
+    def capture(self, sizes: Sequence[int], tell: Callable[[float], None] = lambda _: None) -> None:
+        """Record the decode step for so many rows as CUDA graphs. Nothing may be in the rows.
+
+        Raises:
+            RuntimeError: the step waits for the GPU somewhere, or there is no room.
+        """
+        pool = None
+        for number, size in enumerate(sorted(sizes, reverse=True)):
+            graph = _Graph(lambda size=size: self._decode(size, FEW), pool)  # type: ignore[misc]
+            pool = graph.pool
+            self._graphs[size, FEW] = graph
+            tell((number + 1) / len(sizes))
+        self._lengths.zero_()
+
+    def forget_graphs(self) -> None:
+        """Go on without graphs."""
+        self._graphs.clear()
+
+    @contextlib.contextmanager
+    def eager(self) -> Iterator[None]:
+        """Steps inside are taken without graphs."""
+        graphs, self._graphs = self._graphs, {}
+        try:
+            yield
+        finally:
+            self._graphs = graphs
+
+
+class _Graph:
+    """One recorded step."""
+
+    def __init__(self, step: Callable[[], tuple[torch.Tensor, ...]], pool: Any) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self.drawn = step()
+
+    @property
+    def pool(self) -> Any:
+        """The memory that graphs share."""
+        return self._graph.pool()
+
+    def replay(self) -> None:
+        """Take the step."""
+        self._graph.replay()
+
+
+def _read(tokens: torch.Tensor, logprobs: torch.Tensor, is_sound: torch.Tensor) -> list[Drawn]:
+    """The one wait for the GPU of a step."""
+    packed = torch.stack([tokens.double(), logprobs.double(), is_sound.double()]).cpu()
+    return [Drawn(int(token), logprob, bool(sound)) for token, logprob, sound in packed.T.tolist()]

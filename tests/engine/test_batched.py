@@ -1,0 +1,272 @@
+import queue
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from app.engine.base import Delta, Finished, Request, Sampling
+from app.engine.batched.engine import BatchedEngine
+from app.engine.batched.pages import PagePool
+from app.engine.batched.runner import Runner
+from app.engine.local import LocalEngine
+from app.engine.streamer import TokenStreamer
+from tests.engine.tiny import tiny_model, tiny_tokenizer
+
+GREEDY = Sampling(temperature=0.0)
+DRAWN = Sampling(temperature=1.0, top_p=0.95, top_k=40, seed=7)
+WAIT_S = 60
+PAGE = 16
+
+
+class Desk:
+    """A batched engine over the tiny model, and what it gave."""
+
+    def __init__(self, pages: int = 200, rows: int = 8, model: PreTrainedModel | None = None) -> None:
+        self.runner = Runner(model or tiny_model(), rows=rows, pages=pages, page_tokens=PAGE, context_window=512)
+        self.pool = PagePool(pages, PAGE)
+        self.given: queue.Queue[Delta | Finished] = queue.Queue()
+        self.engine = BatchedEngine(self.runner, self.pool, tiny_tokenizer(), self.given.put)
+        self.ids: dict[str, list[int]] = defaultdict(list)
+        self.texts: dict[str, str] = defaultdict(str)
+
+    def add(self, name: str, prompt: tuple[int, ...], sampling: Sampling = GREEDY, tokens: int = 20) -> None:
+        self.engine.add(Request(name, prompt, sampling, (257,), tokens))
+
+    def read(self, count: int = 1) -> dict[str, Finished]:
+        """Until so many have ended."""
+        ended: dict[str, Finished] = {}
+        while len(ended) < count:
+            event = self.given.get(timeout=WAIT_S)
+            if isinstance(event, Finished):
+                ended[event.request_id] = event
+            else:
+                self.ids[event.request_id] += event.token_ids
+                self.texts[event.request_id] += "".join(event.texts)
+        return ended
+
+    def write(
+        self, prompt: tuple[int, ...], sampling: Sampling = GREEDY, tokens: int = 20, name: str = "r"
+    ) -> tuple[list[int], Finished]:
+        self.ids.pop(name, None)
+        self.add(name, prompt, sampling, tokens)
+        ended = self.read()[name]
+        return self.ids[name], ended
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.engine.close()
+
+
+def prompt_of(number: int, tokens: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(number)
+    return tuple(torch.randint(0, 256, (tokens,), generator=generator).tolist())
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[LocalEngine]:
+    """The simplest engine, which every other one is measured against."""
+    given: queue.Queue[Delta | Finished] = queue.Queue()
+    engine = LocalEngine(tiny_model(), tiny_tokenizer(), given.put)
+    engine.given = given  # type: ignore[attr-defined]
+    yield engine
+    engine.close()
+
+
+def serially(engine: LocalEngine, prompt: tuple[int, ...], tokens: int = 20) -> list[int]:
+    engine.add(Request("s", prompt, GREEDY, (257,), tokens))
+    ids: list[int] = []
+    while not isinstance(event := engine.given.get(timeout=WAIT_S), Finished):  # type: ignore[attr-defined]
+        ids += event.token_ids
+    return ids
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 31, 32, 33, 100])
+def test_a_prompt_of_any_length_gives_the_tokens_of_generate(desk: Desk, alone: LocalEngine, tokens: int) -> None:
+    prompt = prompt_of(tokens, tokens)
+    ids, ended = desk.write(prompt, tokens=40)
+    assert ids == serially(alone, prompt, 40)
+    assert ended.usage.prompt_tokens == tokens
+    assert ended.usage.completion_tokens == len(ids)
+
+
+def test_many_at_once_get_the_tokens_that_each_gets_alone(desk: Desk, alone: LocalEngine) -> None:
+    prompts = {f"r{number}": prompt_of(number, 3 + 11 * number % 90) for number in range(20)}
+    for number, (name, prompt) in enumerate(prompts.items()):
+        desk.add(name, prompt, tokens=10 + number)
+    ended = desk.read(len(prompts))
+    for number, (name, prompt) in enumerate(prompts.items()):
+        assert desk.ids[name] == serially(alone, prompt, 10 + number), name
+        assert ended[name].reason in ("length", "stop")
+
+
+def test_it_ends_at_a_stop_token(desk: Desk) -> None:
+    prompt = prompt_of(1, 30)
+    ids, _ = desk.write(prompt)
+    desk.engine.add(Request("s", prompt, GREEDY, (ids[4],), 20))
+    assert desk.read()["s"].reason == "stop"
+    assert desk.ids["s"] == ids[: ids.index(ids[4]) + 1]
+
+
+def test_what_is_shared_is_read_once_and_gives_the_same(desk: Desk) -> None:
+    prompt = prompt_of(1, 100)
+    whole, first = desk.write(prompt, tokens=60)
+    assert first.usage.cached_tokens == 0
+    # Closed and continued: the prompt, what was written, and words of ours
+    begun = whole[:30]
+    rest, ended = desk.write((*prompt, *begun), tokens=30)
+    assert begun + rest == whole
+    assert ended.usage.cached_tokens == (100 + 30 - 1) // PAGE * PAGE
+    other = (*prompt[:50], 9, 9, 9)
+    expected, _ = Desk().write(other)
+    ids, ended = desk.write(other)
+    assert ids == expected
+    assert ended.usage.cached_tokens == 48
+
+
+def test_votes_over_one_prompt_share_it_and_differ_by_their_seeds(desk: Desk) -> None:
+    prompt = prompt_of(1, 64)
+    desk.write(prompt, tokens=1)
+    for seed in range(5):
+        desk.add(f"v{seed}", prompt, replace(DRAWN, seed=seed))
+    ended = desk.read(5)
+    assert {one.usage.cached_tokens for one in ended.values()} == {48}
+    assert len({tuple(desk.ids[f"v{seed}"]) for seed in range(5)}) > 1
+
+
+def test_the_same_seed_gives_the_same_text_whoever_else_is_in_the_batch(desk: Desk) -> None:
+    prompt = prompt_of(1, 40)
+    expected, _ = desk.write(prompt, DRAWN)
+    for number in range(6):
+        desk.add(f"other{number}", prompt_of(number + 2, 20), replace(DRAWN, seed=number), 30)
+    desk.add("mine", prompt, DRAWN)
+    desk.read(7)
+    assert desk.ids["mine"] == expected
+    assert desk.write(prompt, replace(DRAWN, seed=8))[0] != expected
+
+
+def test_a_cancelled_one_ends_and_leaves_its_room_to_others(desk: Desk) -> None:
+    desk.add("long", prompt_of(1, 30), tokens=400)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    desk.engine.cancel("long")
+    assert desk.read()["long"].reason == "cancelled"
+    assert desk.pool.available == desk.pool.total
+    desk.engine.cancel("long")
+    desk.engine.cancel("nobody")
+    assert desk.write(prompt_of(2, 30))[1].reason == "length"
+
+
+def test_more_than_there_are_rows_wait_for_one(alone: LocalEngine) -> None:
+    desk = Desk(rows=2)
+    for number in range(7):
+        desk.add(f"r{number}", prompt_of(number, 20))
+    assert set(desk.read(7)) == {f"r{number}" for number in range(7)}
+    for number in range(7):
+        assert desk.ids[f"r{number}"] == serially(alone, prompt_of(number, 20))
+    desk.engine.close()
+
+
+def test_who_must_give_way_for_lack_of_pages_goes_on_later_with_the_same_tokens(alone: LocalEngine) -> None:
+    desk = Desk(pages=14)
+    for number in range(4):
+        desk.add(f"r{number}", prompt_of(number, 30), tokens=60)
+    ended = desk.read(4)
+    assert {one.reason for one in ended.values()} <= {"length", "stop"}
+    for number in range(4):
+        assert desk.ids[f"r{number}"] == serially(alone, prompt_of(number, 30), 60)
+    assert desk.pool.available == desk.pool.total
+    desk.engine.close()
+
+
+def test_what_does_not_fit_is_refused_in_words_and_the_next_one_works() -> None:
+    desk = Desk(pages=6)
+    _, ended = desk.write(prompt_of(1, 81))
+    assert ended.reason == "failed"
+    assert "81 tokens" in ended.problem
+    assert "80" in ended.problem
+    desk.add("grows", prompt_of(1, 60), tokens=400)
+    assert "did not fit" in desk.read()["grows"].problem
+    assert desk.write(prompt_of(2, 20))[1].reason == "length"
+    desk.engine.close()
+
+
+@pytest.mark.parametrize("prompt", [(), (-1, 3), (320,)])
+def test_ids_that_the_model_does_not_have_are_refused(desk: Desk, prompt: tuple[int, ...]) -> None:
+    assert "does not have" in desk.write(prompt)[1].problem
+    assert desk.write(prompt_of(1, 5))[1].reason == "length"
+
+
+def test_numbers_that_are_none_fail_that_request_alone(desk: Desk, alone: LocalEngine) -> None:
+    embeddings = desk.runner.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings[300] = float("nan")
+    desk.add("sound", prompt_of(1, 30), tokens=40)
+    desk.add("broken", (*prompt_of(2, 20), 300))
+    ended = desk.read(2)
+    assert ended["sound"].reason in ("length", "stop")
+    assert ended["broken"].reason == "failed"
+    assert "NaN" in ended["broken"].problem
+    assert desk.ids["sound"] == serially(alone, prompt_of(1, 30), 40)
+
+
+def test_a_step_that_raises_is_taken_again_from_the_tokens(
+    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = desk.runner.decode, [0]
+
+    def failing(rows: int) -> object:
+        calls[0] += 1
+        if calls[0] == 5:
+            raise RuntimeError("a kernel")
+        return decode(rows)
+
+    monkeypatch.setattr(desk.runner, "decode", failing)
+    for number in range(3):
+        desk.add(f"r{number}", prompt_of(number, 20))
+    assert {one.reason for one in desk.read(3).values()} <= {"length", "stop"}
+    for number in range(3):
+        assert desk.ids[f"r{number}"] == serially(alone, prompt_of(number, 20))
+
+
+def test_a_step_that_raises_always_ends_everybody_and_the_engine_goes_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+
+        def failing(_: int) -> object:
+            raise RuntimeError("a kernel")
+
+        broken.setattr(desk.runner, "decode", failing)
+        for number in range(3):
+            desk.add(f"r{number}", prompt_of(number, 20))
+        assert {one.problem for one in desk.read(3).values()} == {
+            "The model failed (RuntimeError). The text so far is kept."
+        }
+    assert desk.write(prompt_of(1, 20))[1].reason == "length"
+    assert desk.pool.available == desk.pool.total
+
+
+def test_closing_ends_everybody(desk: Desk) -> None:
+    for number in range(12):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=400)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    desk.engine.close()
+    assert {one.reason for one in desk.read(12).values()} <= {"cancelled", "stop", "length"}
+    desk.engine = BatchedEngine(desk.runner, desk.pool, tiny_tokenizer(), desk.given.put)
+
+
+def test_text_comes_with_its_tokens(desk: Desk) -> None:
+    desk.write(prompt_of(3, 20), DRAWN, 40)
+    streamer = TokenStreamer(tiny_tokenizer())
+    streamer.next_tokens_are_prompt = False
+    streamer.put(torch.tensor(desk.ids["r"]))
+    streamer.end()
+    assert desk.texts["r"] == "".join(text for _, text in streamer)
+    assert desk.texts["r"]

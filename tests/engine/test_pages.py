@@ -1,0 +1,133 @@
+import pytest
+from hypothesis import settings as checked
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from app.engine.batched.pages import Held, OutOfPages, PagePool
+
+SIZE = 4
+
+
+def filled(pool: PagePool, ids: list[int]) -> Held:
+    held = pool.begin(ids)
+    pool.extend(held, len(ids))
+    pool.wrote(held, ids[len(held.ids) :])
+    return held
+
+
+def test_a_beginning_that_is_known_is_taken_over() -> None:
+    pool = PagePool(10, SIZE)
+    first = filled(pool, list(range(10)))
+    second = pool.begin([*range(8), 99, 99])
+    assert second.pages == first.pages[:2]
+    assert second.ids == list(range(8))
+
+
+def test_the_last_token_of_a_prompt_is_always_left_to_be_read() -> None:
+    pool = PagePool(10, SIZE)
+    filled(pool, list(range(8)))
+    assert pool.begin(list(range(8))).ids == [0, 1, 2, 3]
+    assert pool.begin(list(range(9))).ids == list(range(8))
+
+
+def test_what_nobody_holds_stays_until_others_need_the_room() -> None:
+    pool = PagePool(5, SIZE)
+    pool.end(filled(pool, list(range(9))))
+    assert pool.available == 4
+    assert len(pool.begin(list(range(9))).pages) == 2
+    other = pool.begin([50])
+    with pytest.raises(OutOfPages):
+        pool.extend(other, 3 * SIZE)
+    pool.extend(other, 2 * SIZE)
+    assert pool.available == 0
+
+
+def test_the_end_of_what_was_read_goes_before_its_beginning() -> None:
+    pool = PagePool(4, SIZE)
+    pool.end(filled(pool, list(range(12))))
+    pool.extend(pool.begin([50]), SIZE)
+    assert pool.begin(list(range(13))).ids == list(range(8))
+
+
+def test_two_that_wrote_the_same_share_one_page_afterwards() -> None:
+    pool = PagePool(10, SIZE)
+    first, second = pool.begin([1, 2, 3, 4, 5]), pool.begin([1, 2, 3, 4, 5])
+    for held in (first, second):
+        pool.extend(held, 5)
+    for held in (first, second):
+        pool.wrote(held, [1, 2, 3, 4, 5])
+    assert second.pages[0] == first.pages[0]
+    assert second.pages[1] != first.pages[1]
+    assert pool.available == 9 - 3
+
+
+def test_what_was_forgotten_is_found_by_nobody_though_it_is_still_held() -> None:
+    pool = PagePool(10, SIZE)
+    held = filled(pool, list(range(9)))
+    pool.forget()
+    assert pool.begin(list(range(9))).pages == []
+    pool.extend(held, 12)
+    pool.wrote(held, [9, 10, 11])
+    pool.end(held)
+    assert pool.available == 9
+    assert pool.begin(list(range(13))).pages == []
+
+
+class Pool(RuleBasedStateMachine):
+    """Sequences that come, grow and go, beside what each page holds."""
+
+    held: Bundle[Held] = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PagePool(12, SIZE)
+        self.content: dict[int, list[int]] = {}
+        self.alive: list[Held] = []
+
+    def write(self, held: Held, ids: list[int]) -> None:
+        try:
+            self.pool.extend(held, len(held.ids) + len(ids))
+        except OutOfPages:
+            return
+        for place, token in enumerate(ids, len(held.ids)):
+            page = held.pages[place // SIZE]
+            self.content[page] = [*self.content.get(page, [])[: place % SIZE], token]
+        self.pool.wrote(held, ids)
+
+    @rule(target=held, prompt=st.lists(st.integers(0, 1), min_size=1, max_size=14))
+    def begin(self, prompt: list[int]) -> Held:
+        held = self.pool.begin(prompt)
+        self.alive.append(held)
+        assert held.ids == prompt[: len(held.ids)]
+        assert len(held.ids) < len(prompt)
+        self.write(held, prompt[len(held.ids) :])
+        return held
+
+    @rule(held=held, ids=st.lists(st.integers(0, 1), min_size=1, max_size=6))
+    def grow(self, held: Held, ids: list[int]) -> None:
+        self.write(held, ids)
+
+    @rule(held=consumes(held))
+    def end(self, held: Held) -> None:
+        self.pool.end(held)
+        self.alive = [other for other in self.alive if other is not held]
+
+    @rule()
+    def forget(self) -> None:
+        self.pool.forget()
+
+    @invariant()
+    def every_page_holds_what_its_holders_think(self) -> None:
+        for held in self.alive:
+            found = [token for page in held.pages for token in self.content.get(page, [])]
+            assert found[: len(held.ids)] == held.ids
+
+    @invariant()
+    def no_page_is_lost_or_handed_out_twice(self) -> None:
+        there = {page for held in self.alive for page in held.pages}
+        assert 0 not in there
+        assert self.pool.available + len(there) == self.pool.total
+
+
+TestPool = Pool.TestCase
+TestPool.settings = checked(max_examples=100, stateful_step_count=40, deadline=None)
