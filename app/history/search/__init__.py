@@ -6,7 +6,7 @@ from app.history.search.index import (
     SEARCH_VERSION,
     index_message,
     index_title,
-    is_indexed,
+    is_outdated,
     move_entries,
 )
 from app.history.search.indexer import Indexer
@@ -21,7 +21,7 @@ __all__ = [
     "forget_deleted",
     "index_message",
     "index_title",
-    "is_indexed",
+    "is_outdated",
     "move_entries",
     "terms",
 ]

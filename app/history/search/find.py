@@ -1,16 +1,17 @@
 """Finding: newest first, what is the asker's alone, a bounded amount of work a page."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
 
 from app.errors import BadRequest
 from app.history.database import Database
-from app.history.search.index import is_indexed
+from app.history.search.index import is_outdated
 from app.history.search.snippet import has_runs, snippet
 from app.history.search.terms import OWNER, Needle, needles
 from app.history.tables import ConversationTable, MessageTable, SearchEntryTable
@@ -20,20 +21,11 @@ _QUERY_WORDS = 32
 # So many entries are looked at for a page at most: beyond, the page is short and its cursor goes on from there
 _CANDIDATES = 2000
 _AT_ONCE = 50
-_WALKED = 2000
+_WALKED = 1000
 _END = 2**63 - 1
 
-_UNINDEXED = select(ConversationTable.id).where(~is_indexed(), ConversationTable.deleted_at.is_(None)).limit(1)
+_UNINDEXED = select(ConversationTable.id).where(is_outdated(), ConversationTable.deleted_at.is_(None)).limit(1)
 _FTS5 = text("SELECT rowid FROM search_terms WHERE search_terms MATCH :query AND rowid < :before ORDER BY rowid DESC")
-_WALK = text("""
-    SELECT count(*) AS rows, min(id) AS last, array_agg(id ORDER BY id DESC) FILTER (
-        WHERE NOT EXISTS (SELECT FROM unnest(CAST(:parts AS text[])) AS part WHERE strpos(terms, part) = 0)
-    ) AS found
-    FROM (
-        SELECT id, ' ' || terms || ' ' AS terms FROM search_entries
-        WHERE owner_id = :owner_id AND id < :before ORDER BY id DESC LIMIT :rows
-    ) AS newest
-""")
 _GIN = text("""
     WITH found AS MATERIALIZED (
         SELECT id FROM search_entries
@@ -73,6 +65,7 @@ class Found:
 class _Row:
     conversation_id: str
     message_id: str | None
+    title: str
 
 
 class Search:
@@ -97,7 +90,7 @@ class Search:
             is_complete = db.scalar(_UNINDEXED) is None
             if not wanted:
                 return Found([], None, is_complete)
-            ids = (_ids_of_fts5 if self._database.is_sqlite else _ids_of_gin)(db, owner_id, wanted, before)
+            ids = _ids(db, owner_id, wanted, before, is_sqlite=self._database.is_sqlite)
             hits, last = self._page(db, owner_id, wanted, ids, limit)
         return Found(hits, str(last) if last is not None else None, is_complete)
 
@@ -135,29 +128,50 @@ def _before(cursor: str | None) -> int:
     return int(cursor)
 
 
+def _ids(db: Session, owner_id: str, wanted: list[Needle], before: int, *, is_sqlite: bool) -> Iterator[int]:
+    """Entries that have every term, newest first, found as they are asked for.
+
+    An index collects all that begins with a prefix before it gives the first, and GIN all that has a word. So the
+    newest entries are walked through first: what is common is found there, and what is not is rare enough to collect.
+    """
+    if is_sqlite and not _prefixes(wanted):
+        yield from _ids_of_fts5(db, owner_id, wanted, before)
+        return
+    rows = _walk(db, owner_id, wanted, before, func.instr if is_sqlite else func.strpos)
+    yield from (entry_id for entry_id, is_found in rows if is_found)
+    if len(rows) == _WALKED:
+        rest = _ids_of_fts5 if is_sqlite else _ids_of_gin
+        yield from rest(db, owner_id, wanted, rows[-1][0])
+
+
+def _walk(
+    db: Session, owner_id: str, wanted: list[Needle], before: int, place: Callable[..., Any]
+) -> list[tuple[int, bool]]:
+    newest = (
+        select(SearchEntryTable.id, (" " + SearchEntryTable.terms + " ").label("terms"))
+        .where(SearchEntryTable.owner_id == owner_id, SearchEntryTable.id < before)
+        .order_by(SearchEntryTable.id.desc())
+        .limit(_WALKED)
+        .subquery()
+    )
+    parts = [f" {term} " for term in _terms(wanted)] + [f" {prefix}" for prefix in _prefixes(wanted)]
+    is_found = and_(*(place(newest.c.terms, part) > 0 for part in parts))
+    return [(row[0], bool(row[1])) for row in db.execute(select(newest.c.id, is_found).order_by(newest.c.id.desc()))]
+
+
 def _ids_of_fts5(db: Session, owner_id: str, wanted: list[Needle], before: int) -> Iterator[int]:
-    """Entries that have every term, newest first, as they are asked for."""
     parts = [f'"{OWNER}{owner_id}"', *(f'"{term}"' for term in _terms(wanted))]
     parts += [f'"{prefix}" *' for prefix in _prefixes(wanted)]
     return iter(db.scalars(_FTS5, {"query": " AND ".join(parts), "before": before}))
 
 
 def _ids_of_gin(db: Session, owner_id: str, wanted: list[Needle], before: int) -> Iterator[int]:
-    """The same. GIN knows no order and would collect a common word's every row, so the newest are walked through first:
-    what is common is found there, and what is not there is rare enough to be collected.
-    """
-    parts = [f" {term} " for term in _terms(wanted)] + [f" {prefix}" for prefix in _prefixes(wanted)]
-    # Each statement by itself may be planned so that it reads everything; a page of it never pays for that
+    # Nothing but the index may be used: without it every row's terms are taken apart
     db.execute(text("SET LOCAL enable_seqscan = off"))
     db.execute(text("SET LOCAL jit = off"))
-    walked = db.execute(_WALK, {"owner_id": owner_id, "before": before, "parts": parts, "rows": _WALKED}).one()
-    yield from walked.found or ()
-    if walked.rows < _WALKED:
-        return
-    lexemes = [f"'{OWNER}{owner_id}'", *(f"'{term}'" for term in _terms(wanted))]
-    lexemes += [f"'{prefix}':*" for prefix in _prefixes(wanted)]
-    values = {"query": " & ".join(lexemes), "before": walked.last, "rows": _CANDIDATES + 1}
-    yield from db.scalars(_GIN, values)
+    parts = [f"'{OWNER}{owner_id}'", *(f"'{term}'" for term in _terms(wanted))]
+    parts += [f"'{prefix}':*" for prefix in _prefixes(wanted)]
+    return iter(db.scalars(_GIN, {"query": " & ".join(parts), "before": before, "rows": _CANDIDATES + 1}))
 
 
 def _terms(wanted: list[Needle]) -> list[str]:
@@ -170,24 +184,33 @@ def _prefixes(wanted: list[Needle]) -> list[str]:
 
 def _rows(db: Session, owner_id: str, ids: Sequence[int]) -> dict[int, _Row]:
     """Those of the entries that are still the owner's to be found."""
-    found = db.execute(
-        select(SearchEntryTable.id, SearchEntryTable.conversation_id, SearchEntryTable.message_id)
-        .join(ConversationTable, ConversationTable.id == SearchEntryTable.conversation_id)
-        .where(
-            SearchEntryTable.id.in_(ids),
-            ConversationTable.owner_id == owner_id,
-            ConversationTable.deleted_at.is_(None),
+    entries = db.execute(
+        select(SearchEntryTable.id, SearchEntryTable.conversation_id, SearchEntryTable.message_id).where(
+            SearchEntryTable.id.in_(ids)
         )
-    )
-    return {row.id: _Row(row.conversation_id, row.message_id) for row in found}
+    ).all()
+    # Sorted out here, as a planner may else begin with everything that the owner has
+    conversations = {
+        row.id: row
+        for row in db.execute(
+            select(
+                ConversationTable.id, ConversationTable.owner_id, ConversationTable.deleted_at, ConversationTable.title
+            ).where(ConversationTable.id.in_({entry.conversation_id for entry in entries}))
+        )
+        if row.owner_id == owner_id and row.deleted_at is None
+    }
+    return {
+        entry.id: _Row(entry.conversation_id, entry.message_id, conversations[entry.conversation_id].title)
+        for entry in entries
+        if entry.conversation_id in conversations
+    }
 
 
 def _hit(db: Session, row: _Row, wanted: list[Needle]) -> Hit | None:
     """The place in the texts; None if the pairs of a word are there and the word is not, or the text has gone."""
     texts: dict[str, str] = {}
     if row.message_id is None:
-        title = db.scalar(select(ConversationTable.title).where(ConversationTable.id == row.conversation_id))
-        texts["title"] = title or ""
+        texts["title"] = row.title
     else:
         message = db.execute(
             select(MessageTable.role, MessageTable.text, MessageTable.reasoning).where(

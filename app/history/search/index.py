@@ -35,10 +35,10 @@ def move_entries(db: Session, from_id: str, to_id: str) -> None:
     _run(db, update(_ENTRY).where(_ENTRY.owner_id == from_id).values(owner_id=to_id))
 
 
-def is_indexed() -> ColumnElement[bool]:
-    """Whether a conversation's entries are there and follow today's rules."""
-    # Both sides by themselves can use the index, which "not equal" cannot
-    return ~or_(ConversationTable.search_version < SEARCH_VERSION, ConversationTable.search_version > SEARCH_VERSION)
+def is_outdated() -> ColumnElement[bool]:
+    """Whether a conversation's entries are not there, or follow other rules."""
+    # Each side can use the index, which "not equal" cannot
+    return or_(ConversationTable.search_version < SEARCH_VERSION, ConversationTable.search_version > SEARCH_VERSION)
 
 
 def put_entry(db: Session, owner_id: str, conversation_id: str, message_id: str | None, joined: str) -> None:

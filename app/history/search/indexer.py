@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.errors import StorageFailed
 from app.history.database import Database
 from app.history.listing import OPEN_STATES
-from app.history.search.index import SEARCH_VERSION, index_title, is_indexed, put_entry
+from app.history.search.index import SEARCH_VERSION, index_title, is_outdated, put_entry
 from app.history.search.terms import terms
 from app.history.tables import ConversationTable, MessageTable, RunTable
 
@@ -93,7 +93,7 @@ class Indexer:
         query = (
             select(ConversationTable.id)
             .where(
-                ~is_indexed(),
+                is_outdated(),
                 ConversationTable.deleted_at.is_(None),
                 ConversationTable.id.not_in(self._unreadable),
                 ~is_open,
@@ -146,7 +146,7 @@ class Indexer:
 def _write(db: Session, part: _Part) -> None:
     row = db.scalar(
         select(ConversationTable)
-        .where(ConversationTable.id == part.conversation_id, ConversationTable.deleted_at.is_(None), ~is_indexed())
+        .where(ConversationTable.id == part.conversation_id, ConversationTable.deleted_at.is_(None), is_outdated())
         .with_for_update(key_share=True)
     )
     if row is None:

@@ -124,7 +124,8 @@ def pieces(text: str) -> Iterator[Piece]:
     starts: list[int] = []
     ends: list[int] = []
     for unit in _UNITS.finditer(text):
-        part = fold(unit[0])
+        char = unit[0]
+        part = _FOLDED[ord(char)] if len(char) == 1 else fold(char)
         if part:
             folded.append(part)
             starts += [unit.start()] * len(part)
