@@ -9,6 +9,7 @@ import json
 import queue
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched.engine import BatchedEngine
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
-from app.engine.batched.selftest import choose, self_test
+from app.engine.batched.selftest import against_reading, choose
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
 from tests.engine.tiny import tiny_tokenizer
 
@@ -176,6 +177,7 @@ def set_rows(runner: Runner, rows: int, context: int) -> None:
         runner.set_next(row, 7, context)
 
 
+WAYS = [("fused", True, True), ("plain modules, our attention", True, False), ("sdpa", False, False)]
 KINDS = {
     "nf4": ("4bit", "nf4", "dequant", "gemv", "kgemm"),
     "attention": ("_partial_attention", "_joined_attention", "_rotate_and_write", "flash", "fmha", "index_copy"),
@@ -249,21 +251,16 @@ def main() -> None:
     pages = 1000
     middle = 100 if given.tiny else 1000
     runner = Runner(model, rows=64, pages=pages, page_tokens=page, context_window=context, has_kernels=IS_CUDA)
-    for comparison in self_test(runner):
-        say(
-            f"self-test, {comparison.name}",
-            f"{comparison.difference:.4f}, {comparison.flipped} of {comparison.tokens} flipped",
-        )
-    say("self-test took back", "; ".join(choose(runner)) or "nothing")
-    ways = [("fused", True, True), ("plain modules, our attention", True, False), ("sdpa", False, False)]
-    for way, has_kernels, is_fused in ways if IS_CUDA else []:
+    for way, has_kernels, is_fused in WAYS if IS_CUDA else WAYS[-1:]:
         runner.has_kernels, runner.is_fused = has_kernels, is_fused
-        for rows in (1, 32):
+        found = against_reading(runner)
+        say(f"decode against reading, {way}", f"{found.difference:.4f}, {found.flipped} of {found.tokens} tokens lost")
+        for rows in (1, 32) if has_kernels else (1,):
             set_rows(runner, rows, middle)
-            say(f"eager step, {way}, {rows} rows at 1k, ms", 1e3 * timed(lambda rows=rows: runner.decode(rows), 3))
+            say(f"eager step, {way}, {rows} rows at 1k, ms", 1e3 * timed(partial(runner.decode, rows), 3))
     runner.has_kernels = runner.is_fused = IS_CUDA
+    say("self-test took back", "; ".join(choose(runner)) or "nothing")
     if IS_CUDA:
-        choose(runner)
         start = time.perf_counter()
         runner.capture([1, 2, 4, 8, 16, 32, 64])
         wait()
@@ -272,7 +269,7 @@ def main() -> None:
         say("memory reserved, GiB", torch.cuda.memory_reserved() / 2**30)
     for rows in (1, 8, 32, 64):
         set_rows(runner, rows, middle)
-        say(f"step, {rows} rows at 1k, ms", 1e3 * timed(lambda rows=rows: runner.decode(rows), 5))
+        say(f"step, {rows} rows at 1k, ms", 1e3 * timed(partial(runner.decode, rows), 5))
     for rows in (1, 32):
         for kind, spent in split_of_step(runner, rows, middle).items():
             say(f"GPU time of a step, {rows} rows at 1k, {kind}, ms", spent)

@@ -21,11 +21,11 @@ from app.engine.batched.pages import Held, OutOfPages, PagePool
 from app.engine.batched.runner import Drawn, Runner
 from app.engine.streamer import TokenStreamer
 
-# What others wait for while one reads: a piece takes no longer than this, once it is known how long pieces take
-_MOST_STALL_S = 0.1
+# What others wait for while one reads: a piece and their own step take no longer, once it is known how long they take
+_MOST_STALL_S = 0.14
 _LEAST_PIECE = 128
-_LARGEST_PIECE = 4096
-_FIRST_PIECE = 512
+_LARGEST_PIECE = 8192
+_FIRST_PIECE = 256
 _log = logging.getLogger(__name__)
 Give = Callable[[Delta | Finished], None]
 
@@ -71,7 +71,7 @@ class BatchedEngine:
         self._reading: deque[_Sequence] = deque()
         self._writing: list[_Sequence] = []
         self._piece = _FIRST_PIECE
-        self._last_step_s = 0.0
+        self._last_step_s = self._step_s = 0.0
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -206,7 +206,7 @@ class BatchedEngine:
             return
         if self._writing and len(piece) >= _LEAST_PIECE:
             rate = len(piece) / max(time.monotonic() - began, 1e-6)
-            self._piece = max(_LEAST_PIECE, min(_LARGEST_PIECE, int(rate * _MOST_STALL_S)))
+            self._piece = max(_LEAST_PIECE, min(_LARGEST_PIECE, int(rate * (_MOST_STALL_S - self._step_s))))
         self._pool.wrote(sequence.held, piece)
         if drawn is not None:
             self._reading.popleft()
@@ -222,7 +222,9 @@ class BatchedEngine:
         self._make_room()
         if not self._writing:
             return
+        began = time.monotonic()
         drawn = self._runner.decode(len(self._writing))
+        self._step_s = time.monotonic() - began
         for sequence, one in zip(list(self._writing), drawn, strict=True):
             row = self._writing.index(sequence)
             known = sequence.held.known
