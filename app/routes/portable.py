@@ -77,6 +77,7 @@ async def import_file(request: Request, found: MaybeCaller, serving: Serving) ->
         raise
     # Whoever leaves now leaves it to its end: there is one place that clears up
     imported = await asyncio.shield(asyncio.wrap_future(serving.imports.start(upload)))
+    serving.indexer.nudge()
     return {
         "format": imported.format,
         "conversations": imported.conversations,
