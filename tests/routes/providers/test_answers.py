@@ -339,7 +339,7 @@ def test_a_token_address_that_gives_none_is_unreachable(
         {"keys": [5]},
         {"keys": [{"kty": "RSA"}]},
         {"keys": [{"kty": "oct", "k": "YWFh" * 8, "kid": "first"}]},
-        {"keys": [FOREIGN_KEY.as_dict(private=False)]},
+        pytest.param({"keys": [FOREIGN_KEY.as_dict(private=False)]}, id="a foreign key"),
     ],
     ids=str,
 )
