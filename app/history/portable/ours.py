@@ -1,4 +1,4 @@
-"""Our own format, version 1: what is written, and the schema that what is read must meet exactly.
+"""Our own format, version 1: writing it, and reading what meets its schema exactly.
 
 A file has no ids, no date of its own and no mark of an import, so that exporting what was imported gives the same
 bytes.
@@ -6,22 +6,16 @@ bytes.
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import select
 
 from app.errors import BadImport, NotFound
 from app.history.listing import OPEN_STATES
-from app.history.portable.shape import (
-    MOST_MESSAGES,
-    MOST_TEXT_BYTES,
-    TITLE_CHARS,
-    FileConversation,
-    FileMessage,
-    FileRun,
-)
+from app.history.portable.schema import SENTENCE_CHARS, AnswerPart, ConversationPart, QuestionPart, RunPart
+from app.history.portable.shape import FileConversation, FileMessage, FileRun
 from app.history.store import Conversation, Run, Store, StoredMessage
 from app.history.tables import ConversationTable
 
@@ -29,114 +23,10 @@ FORMAT = "ponder"
 VERSION = 1
 HEAD = b'{"format":"ponder","version":1,"conversations":['
 TAIL = b"]}\n"
-_MOST_COUNT = 10**12
-_SENTENCE_CHARS = 2000
 _ABOUT_REASONING = frozenset({"budget", "answer_now", "context_end", "unmarked", "opening"})
 _COUNTS = ("prompt_tokens", "cached_tokens", "reasoning_tokens", "answer_tokens")
 _SECONDS = ("thinking_s", "first_token_s", "total_s", "tokens_per_s")
 _FIGURES_ABOUT_REASONING = frozenset({"reasoning_tokens", "thinking_s"})
-
-
-# The schema
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-_Moment = Annotated[
-    str, Field(pattern=r"^(?:19[7-9]|[2-9]\d\d)\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$", description="UTC, microseconds")
-]
-_Text = Annotated[str, Field(max_length=MOST_TEXT_BYTES, description="Unicode without NUL, at most 4 MiB in UTF-8")]
-_Count = Annotated[int, Field(ge=0, le=_MOST_COUNT)]
-_Figure = Annotated[float, Field(ge=0, le=_MOST_COUNT)]
-
-
-class NotePart(_Part):
-    """Something Ponder did to a run."""
-
-    kind: Annotated[str, Field(pattern="^[a-z_]{1,32}$")]
-    text: Annotated[str, Field(max_length=_SENTENCE_CHARS)]
-    at_token: _Count
-
-
-class UsagePart(_Part):
-    """Tokens; what is not known is left out."""
-
-    prompt_tokens: _Count | None = None
-    cached_tokens: _Count | None = None
-    reasoning_tokens: _Count | None = None
-    answer_tokens: _Count | None = None
-
-
-class TimingPart(_Part):
-    """Seconds, and tokens a second; what is not known is left out."""
-
-    thinking_s: _Figure | None = None
-    first_token_s: _Figure | None = None
-    total_s: _Figure | None = None
-    tokens_per_s: _Figure | None = None
-
-
-class ErrorPart(_Part):
-    """Why a run failed."""
-
-    code: Annotated[str, Field(pattern="^[a-z_]{1,64}$")]
-    message: Annotated[str, Field(max_length=_SENTENCE_CHARS)]
-
-
-class RunPart(_Part):
-    """How an answer came about."""
-
-    state: Literal["done", "stopped", "failed", "interrupted"]
-    model: Annotated[str, Field(max_length=200)]
-    effort: Annotated[str, Field(pattern="^[a-z]{0,16}$")]
-    notes: Annotated[list[NotePart], Field(max_length=1000)]
-    usage: UsagePart
-    timing: TimingPart
-    error: ErrorPart | None
-
-
-class QuestionPart(_Part):
-    """What a person wrote. `parent` is the number of an answer, or null at a root; messages are numbered from 1."""
-
-    role: Literal["user"]
-    parent: Annotated[int, Field(ge=1)] | None
-    created_at: _Moment
-    text: _Text
-
-
-class AnswerPart(_Part):
-    """What a model wrote; `parent` is the number of its question. Without `reasoning`, that was not exported."""
-
-    role: Literal["assistant"]
-    parent: Annotated[int, Field(ge=1)]
-    created_at: _Moment
-    text: _Text
-    reasoning: _Text | None = None
-    run: RunPart | None
-
-
-class ConversationPart(_Part):
-    """A tree of messages, parents first; `leaf` is the number of the answer at the end of the shown branch."""
-
-    title: Annotated[str, Field(max_length=TITLE_CHARS)]
-    is_pinned: bool
-    is_archived: bool
-    created_at: _Moment
-    updated_at: _Moment
-    leaf: Annotated[int, Field(ge=1)] | None
-    messages: Annotated[
-        list[Annotated[QuestionPart | AnswerPart, Field(discriminator="role")]], Field(max_length=MOST_MESSAGES)
-    ]
-
-
-class File(_Part):
-    """The whole file; conversations from the one used longest ago to the one used last."""
-
-    format: Literal["ponder"]
-    version: Literal[1]
-    conversations: list[ConversationPart]
 
 
 # Writing
@@ -209,7 +99,7 @@ def _exported_message(message: StoredMessage, number: dict[str, int], has_reason
 
 def _exported_run(run: Run, has_reasoning: bool) -> dict[str, Any]:
     notes = [
-        {"kind": note["kind"], "text": note["text"][:_SENTENCE_CHARS], "at_token": note["at_token"]}
+        {"kind": note["kind"], "text": note["text"][:SENTENCE_CHARS], "at_token": note["at_token"]}
         for note in run.notes
     ]
     hidden = frozenset() if has_reasoning else _FIGURES_ABOUT_REASONING
@@ -220,7 +110,7 @@ def _exported_run(run: Run, has_reasoning: bool) -> dict[str, Any]:
         "notes": [note for note in notes if has_reasoning or note["kind"] not in _ABOUT_REASONING],
         "usage": {name: int(run.usage[name]) for name in _COUNTS if name in run.usage and name not in hidden},
         "timing": {name: float(run.timing[name]) for name in _SECONDS if name in run.timing and name not in hidden},
-        "error": {"code": run.error_code, "message": run.error_message[:_SENTENCE_CHARS]} if run.error_code else None,
+        "error": {"code": run.error_code, "message": run.error_message[:SENTENCE_CHARS]} if run.error_code else None,
     }
 
 
