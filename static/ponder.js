@@ -5,6 +5,7 @@ import { Desk } from "./js/account/desk.js";
 import { AdminView } from "./js/admin/view.js";
 import { api } from "./js/api.js";
 import { Attendant } from "./js/attendant.js";
+import { arrows, questionView, siblingsOf } from "./js/branches.js";
 import { Composer } from "./js/composer.js";
 import { copyText, drawn, element, flash, iconButton, isPhone } from "./js/dom.js";
 import { Drawer } from "./js/drawer.js";
@@ -15,12 +16,13 @@ import { isDialog, placeOf } from "./js/routes.js";
 import { Sending } from "./js/sending.js";
 import { Sidebar } from "./js/sidebar.js";
 import { loadTexts, TEXT } from "./js/texts.js";
-import { AnswerView, branch, questionView, wholeCode } from "./js/thread.js";
+import { AnswerView, branch, wholeCode } from "./js/thread.js";
 import { ModelWatch } from "./js/watch.js";
 import { absence, Welcome } from "./js/welcome.js";
 
 /** What stands for a conversation's id while the administration is shown. */
 const ADMIN = "#admin";
+const FOUND_MS = 2500;
 
 class Page {
   async start() {
@@ -51,11 +53,15 @@ class Page {
     this.panel = new Panel(parts.reasoning, this.shell, () => this.onPanel());
     this.list = new Sidebar(parts.sidebar, parts.conversations, parts["model-card"], {
       onOpen: (id) => this.go(id),
+      onHit: (item) => this.openHit(item),
       onDeleted: (id) => this.onDeleted(id),
+      onRestored: (id) => id && this.go(id),
       onProblem: (error) => this.tell(error),
       onTitles: () => this.showTitle(),
     });
     this.newChat.textContent = TEXT.newChat;
+    this.newTemporary = iconButton("clock", TEXT.temporary.start, () => this.goTo("#/temporary"), { className: "icon-button new-temporary" });
+    this.newChat.after(this.newTemporary);
     this.drawer = new Drawer(this.shell, this.newChat, [this.chat, parts.reasoning]);
     this.panelToggle = iconButton("panel", TEXT.reasoningPanel, () => this.togglePanel(), {
       className: "icon-button toggle-panel",
@@ -87,6 +93,8 @@ class Page {
     });
     document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.onEscape());
     document.addEventListener("click", (event) => this.onCopyCode(event));
+    window.addEventListener("pagehide", () => this.conversation?.is_temporary && api.leave(this.conversation.id));
+    window.addEventListener("pageshow", (event) => event.persisted && this.conversation?.is_temporary && this.route({ isForced: true }));
     document.addEventListener("visibilitychange", () => document.hidden || this.onVisible());
   }
 
@@ -153,11 +161,15 @@ class Page {
   /** Of what is shown, under whatever dialog. */
   get address() {
     if (this.shownId === ADMIN) return "#/admin";
-    return this.shownId ? `#/c/${this.shownId}` : "#/";
+    if (this.shownId) return `#/c/${this.shownId}`;
+    return this.isTemporary ? "#/temporary" : "#/";
   }
 
   go(id) {
-    const hash = id ? `#/c/${id}` : "#/";
+    this.goTo(id ? `#/c/${id}` : "#/");
+  }
+
+  goTo(hash) {
     this.drawer.toggle(false);
     if (location.hash === hash) this.route();
     else location.hash = hash;
@@ -172,6 +184,7 @@ class Page {
     if (id && id === this.conversation?.id && !isForced) return;
     this.leave();
     this.list.select(id);
+    this.isTemporary = Boolean(place.isTemporary);
     this.shownId = place.kind === "admin" ? ADMIN : id;
     this.composer.alert("");
     this.composer.text = this.drafts.get(this.shownId) ?? "";
@@ -180,6 +193,16 @@ class Page {
     if (id) await this.openConversation(id, { onMissing });
     else if (place.kind === "admin") this.showAdmin();
     else this.showMiddle(this.newWelcome());
+    this.showTemporary();
+  }
+
+  /** Whether this chat is in memory alone stands above it for as long as it is open. */
+  showTemporary() {
+    const isOn = this.isTemporary || Boolean(this.conversation?.is_temporary);
+    this.temporaryNote?.remove();
+    this.temporaryNote = isOn ? element("p", { className: "temporary-note", role: "note", text: TEXT.temporary.about }) : null;
+    if (isOn) this.thread.prepend(this.temporaryNote);
+    this.newTemporary.setAttribute("aria-pressed", String(isOn));
   }
 
   showAdmin() {
@@ -225,6 +248,10 @@ class Page {
   }
 
   showMissing() {
+    if (this.shownId?.startsWith("t")) {
+      this.showMiddle(absence(TEXT.temporary.gone, TEXT.temporary.goneAbout, [TEXT.startNew, () => this.go(null)]));
+      return;
+    }
     const ways = [[TEXT.startNew, () => this.go(null)]];
     if (!me.isAccount) ways.push([TEXT.account.signIn, () => this.desk.signIn()]);
     this.showMiddle(absence(TEXT.missing, me.isAccount ? TEXT.missingAbout : TEXT.missingAboutUnknown, ...ways));
@@ -241,21 +268,76 @@ class Page {
     for (const message of branch(conversation.messages, conversation.leaf_id)) this.append(message);
     if (!conversation.messages.length) this.showMiddle(this.newWelcome());
     this.composer.showContext(conversation.context);
+    this.showTemporary();
     this.follow.toEnd();
     this.attendant.attachLast();
+    if (this.hit) this.showHit();
   }
 
   append(message) {
+    const siblings = siblingsOf(this.conversation.messages, message);
+    const onShow = (id) => this.showVersion(id);
     if (message.role === "user") {
-      this.messages.append(questionView(message.text));
+      const onEdit = (text) => this.sending.edit(message, text);
+      this.messages.append(questionView(message, siblings, { onEdit, onShow }));
       return;
     }
     const view = new AnswerView(message, {
       onChip: (answer) => this.onChip(answer),
       onAgain: (answer) => this.sending.askAgain(answer),
+      branches: arrows(siblings, message.id, onShow),
     });
     this.answers.push(view);
     this.messages.append(view.root);
+  }
+
+  /** Show the branch through a message, which the server remembers; what is read stays where it is. */
+  async showVersion(messageId) {
+    const { visit } = this;
+    const { id } = this.conversation;
+    const focus = document.activeElement?.dataset?.focus;
+    try {
+      await api.changeConversation(id, { leaf_id: messageId });
+      const conversation = await api.conversation(id);
+      if (this.visit !== visit) return;
+      this.showConversation(conversation);
+      this.follow.set(false);
+      this.viewOf(messageId)?.scrollIntoView({ block: "nearest" });
+      const again = focus && this.messages.querySelector(`[data-focus="${focus}"]`);
+      if (again) (again.disabled ? again.parentElement.querySelector("button:not(:disabled)") : again)?.focus();
+    } catch (error) {
+      if (this.visit === visit) this.tell(error);
+    }
+  }
+
+  viewOf(messageId) {
+    return this.messages.querySelector(`[data-id="${CSS.escape(messageId)}"]`);
+  }
+
+  // A hit of the search
+
+  openHit(item) {
+    this.hit = item.hit;
+    this.drawer.toggle(false);
+    if (this.conversation?.id === item.id) this.showHit();
+    else this.go(item.id);
+  }
+
+  async showHit() {
+    const { message_id: messageId, where, text, marks } = this.hit;
+    this.hit = null;
+    if (!messageId) return;
+    if (!this.viewOf(messageId)) await this.showVersion(messageId);
+    const view = this.viewOf(messageId);
+    if (!view) return;
+    this.follow.set(false);
+    view.scrollIntoView({ block: "start" });
+    view.classList.add("found");
+    setTimeout(() => view.classList.remove("found"), FOUND_MS);
+    const answer = this.answers.find((one) => one.id === messageId);
+    if (where !== "reasoning" || !answer?.reasoning) return;
+    await this.panel.showStored(answer.id, answer.reasoning);
+    this.panel.showPassage(marks.map(([start, end]) => text.slice(start, end)));
   }
 
   /** Something in place of messages. */
@@ -285,6 +367,11 @@ class Page {
     this.heading.textContent = title || TEXT.brand;
     this.heading.classList.toggle("plain", !title);
     document.title = title ? `${title} · ${TEXT.brand}` : TEXT.brand;
+  }
+
+  onAllDeleted() {
+    if (this.conversation && !this.conversation.is_temporary) this.onDeleted(this.conversation.id);
+    return this.list.refresh();
   }
 
   onDeleted(id) {

@@ -283,8 +283,12 @@ def _item(conversation: Conversation, serving: Services) -> dict[str, Any]:
 def _message(message: StoredMessage) -> dict[str, Any]:
     run = message.run
     reasoning = None
-    if run is not None and message.reasoning:
-        reasoning = {"tokens": run.usage.get("reasoning_tokens", 0), "thinking_s": run.timing.get("thinking_s", 0.0)}
+    if message.reasoning:
+        # Of what came from somebody else's file it is not known
+        reasoning = {
+            "tokens": run.usage.get("reasoning_tokens", 0) if run else None,
+            "thinking_s": run.timing.get("thinking_s", 0.0) if run else None,
+        }
     return {
         "id": message.id,
         "parent_id": message.parent_id,

@@ -10,7 +10,7 @@ from app.config import VERSION
 from app.ui.head import Appearance, EarlyHead
 from app.ui.theme import theme
 
-_STYLES = ("math.css", "code.css", "ponder.css", "account.css")
+_STYLES = ("math.css", "code.css", "ponder.css", "conversations.css", "account.css")
 _ABOUT = "A chat for reasoning models: watch the model think, then read its answer."
 # On Android the keyboard then shortens the page, and the composer stays above it
 _VIEWPORT = "width=device-width, initial-scale=1, viewport-fit=cover, interactive-widget=resizes-content"

@@ -25,7 +25,8 @@ async function call(method, path, body) {
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+    const sent = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
+    response = await fetch(path, { method, headers, body: sent });
   } catch {
     throw new ApiError("unreachable", TEXT.unreachable);
   }
@@ -48,10 +49,21 @@ function query(values) {
 
 export const api = {
   model: () => call("GET", path("model")),
-  conversations: (cursor) => call("GET", path("conversations") + query({ cursor })),
+  conversations: ({ cursor, limit, archived } = {}) => call("GET", path("conversations") + query({ cursor, limit, archived })),
+  search: (q, cursor) => call("GET", path("conversations") + query({ q, cursor })),
   conversation: (id) => call("GET", path("conversations", id)),
-  newConversation: () => call("POST", path("conversations"), {}),
+  newConversation: (isTemporary) => call("POST", path("conversations"), isTemporary ? { is_temporary: true } : {}),
+  changeConversation: (id, changes) => call("PATCH", path("conversations", id), changes),
+  restoreConversation: (id) => call("POST", path("conversations", id, "restore")),
+  deleteAll: () => call("DELETE", path("conversations")),
+  restoreAll: (deletionId) => call("POST", path("conversations", "restore"), { deletion_id: deletionId }),
+  /** As the page is being closed nobody waits for the answer. */
+  leave: (id) => fetch(path("conversations", id, "leave"), { method: "POST", keepalive: true }).catch(() => {}),
+  exportOf: (id, format, reasoning) => path("conversations", id, "export") + query({ format, reasoning: String(reasoning) }),
+  exportOfAll: (reasoning) => path("me", "export") + query({ reasoning: String(reasoning) }),
+  importFile: (file) => call("POST", path("me", "import"), file),
   deleteConversation: (id) => call("DELETE", path("conversations", id)),
+  retry: (id, given) => call("POST", path("messages", id, "retry"), given),
   send: (id, message) => call("POST", path("conversations", id, "messages"), message),
   reasoning: (id) => call("GET", path("messages", id, "reasoning")),
   stop: (runId) => call("POST", path("runs", runId, "stop")),

@@ -29,12 +29,14 @@ export class Attendant {
       onAnswerNow: () => api.answerNow(answer.run.id).catch((error) => this.page.tell(error)),
     });
     composer.setLive(true);
+    this.page.chat.classList.add("is-live");
   }
 
   detach() {
     this.live?.close();
     this.live = null;
     this.page.composer.setLive(false);
+    this.page.chat.classList.remove("is-live");
   }
 
   async onDone(answer, done) {

@@ -50,6 +50,14 @@ export class Blocks {
     this.schedule();
   }
 
+  /** When all that was given so far is on the page. */
+  settled() {
+    return new Promise((resolve) => {
+      this.work.push(resolve);
+      this.schedule();
+    });
+  }
+
   schedule() {
     if (!this.frame) this.frame = requestAnimationFrame(() => this.write());
   }

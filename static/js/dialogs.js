@@ -87,8 +87,3 @@ export async function noticeAccepted(model) {
   await me.acceptNotice();
   return true;
 }
-
-export function deletionConfirmed(title) {
-  const { about, ...texts } = TEXT.deletion;
-  return ask({ ...texts, about: about(title), isDanger: true });
-}

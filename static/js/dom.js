@@ -26,6 +26,14 @@ const PATHS = {
   again: "M19 12a7 7 0 1 1-2-4.9M19 4v4h-4",
   chevron: "M7 14l5-5 5 5",
   gear: "M4 7h9M17 7h3M4 17h3M11 17h9M13 7a2 2 0 1 0 4 0a2 2 0 1 0-4 0M7 17a2 2 0 1 0 4 0a2 2 0 1 0-4 0",
+  more: "M5 12h.1M12 12h.1M19 12h.1",
+  pencil: "M4 20l1-4L16 5l3 3L8 19zM14 7l3 3",
+  left: "M14 6l-6 6l6 6",
+  right: "M10 6l6 6l-6 6",
+  search: "M4 11a7 7 0 1 0 14 0a7 7 0 1 0-14 0M16 16l4 4",
+  box: "M4 8h16v12H4zM3 4h18v4H3zM10 12h4",
+  clock: "M4 12a8 8 0 1 0 16 0a8 8 0 1 0-16 0M12 8v4l3 2",
+  pin: "M9 4h6l-1 6l3 3H7l3-3zM12 13v7",
   warning: "M12 4l9 16H3zM12 10v4M12 17v.1",
 };
 

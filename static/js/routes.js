@@ -2,8 +2,9 @@
 
 /** `{kind, id}`: "chat" (id null is a new one), "admin", or a dialog: "settings" (id is the section), "sign-in" (the problem). */
 export function placeOf(hash) {
-  const [, kind, id = null] = /^#\/(c|admin|settings|sign-in)(?:\/([\w-]+))?$/.exec(hash) ?? [];
+  const [, kind, id = null] = /^#\/(c|admin|settings|sign-in|temporary)(?:\/([\w-]+))?$/.exec(hash) ?? [];
   if (kind === "c" && id) return { kind: "chat", id };
+  if (kind === "temporary") return { kind: "chat", id: null, isTemporary: true };
   if (kind && kind !== "c") return { kind, id };
   return { kind: "chat", id: null };
 }

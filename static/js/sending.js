@@ -34,8 +34,32 @@ export class Sending {
 
   askAgain(answer) {
     const { conversation, attendant } = this.page;
-    const question = conversation.messages.find(({ id }) => id === answer.parentId);
-    if (question && !attendant.live && !this.isBusy) this.post(question.text, { parent_id: question.parent_id });
+    if (conversation && !attendant.live && !this.isBusy) this.retry(answer);
+  }
+
+  /** One more answer beside this one. */
+  async retry(answer) {
+    const { page } = this;
+    const { visit, conversation } = page;
+    this.setBusy(true);
+    try {
+      const given = { client_key: this.keyFor(conversation.id, answer.id, {}), options: { effort: page.composer.chosenEffort } };
+      await api.retry(answer.id, given);
+      this.attempt = null;
+      if (page.visit === visit) await page.openConversation(conversation.id);
+      page.list.refresh();
+    } catch (error) {
+      if (page.visit !== visit) return;
+      if (error instanceof ApiError && error.code === "conversation_busy") await page.openConversation(conversation.id);
+      page.tell(error);
+    } finally {
+      this.setBusy(false);
+    }
+  }
+
+  /** An edited question begins a branch beside the old one. */
+  async edit(message, text) {
+    if (!this.page.attendant.live && !this.isBusy) await this.post(text, { parent_id: message.parent_id });
   }
 
   async post(text, where = {}) {
@@ -83,12 +107,13 @@ export class Sending {
 
   async begin(visit) {
     const { page } = this;
-    const conversation = { ...(await api.newConversation()), messages: [] };
+    const conversation = { ...(await api.newConversation(page.isTemporary)), messages: [] };
     if (page.visit === visit) {
       page.conversation = conversation;
       page.shownId = conversation.id;
       page.list.select(conversation.id);
       history.replaceState(null, "", `#/c/${conversation.id}`);
+      page.showTemporary();
     }
     page.desk.onBegun();
     return conversation;

@@ -14,13 +14,9 @@ export function branch(messages, leafId) {
 
 export const isOpen = (run) => run?.state === "queued" || run?.state === "running";
 
-export function questionView(text) {
-  return element("article", { className: "question", "aria-label": TEXT.you }, element("p", { text, dir: "auto" }));
-}
-
 /** One answer: chip, text, notes, actions; live or finished. */
 export class AnswerView {
-  constructor(message, { onChip, onAgain }) {
+  constructor(message, { onChip, onAgain, branches = "" }) {
     this.id = message.id;
     this.parentId = message.parent_id;
     this.text = message.text;
@@ -31,9 +27,10 @@ export class AnswerView {
     this.blocks = new Blocks(this.body);
     this.notes = element("div", { className: "notes" });
     this.actions = element("div", { className: "actions", hidden: true });
-    this.root = element("article", { className: "answer", "aria-label": TEXT.answer }, this.chip, this.body, this.status, this.notes, this.actions);
+    this.root = element("article", { className: "answer", "aria-label": TEXT.answer, "data-id": message.id }, this.chip, this.body, this.status, this.notes, this.actions, branches);
     if (message.html) this.blocks.show(message.html);
     if (message.run) this.showRun(message.run, message.reasoning);
+    else this.showImported(message);
   }
 
   showRun(run, reasoning) {
@@ -46,6 +43,13 @@ export class AnswerView {
     this.setStatus(run.error?.message ?? TEXT.endings[run.state] ?? "", run.state);
     this.showNotes(run.notes ?? []);
     this.showActions(run);
+  }
+
+  /** An answer from a file has no run: nothing is known of its making. */
+  showImported(message) {
+    this.reasoning = message.reasoning;
+    if (this.reasoning) this.setChip(TEXT.reasoning);
+    this.showActions({ state: "done" });
   }
 
   showState({ state, place, stage }) {
@@ -83,7 +87,9 @@ export class AnswerView {
   showActions({ state, usage, timing }) {
     this.actions.replaceChildren();
     if (this.text) this.actions.append(this.copyButton());
-    if (state !== "done") this.actions.append(action("again", TEXT.askAgain, () => this.onAgain(this)));
+    const again = action("again", TEXT.askAgain, () => this.onAgain(this));
+    again.classList.add("needs-idle");
+    this.actions.append(again);
     if (usage?.answer_tokens && timing?.tokens_per_s) {
       const figures = `${TEXT.tokens(usage.answer_tokens)} · ${TEXT.rate(timing.tokens_per_s)}`;
       this.actions.append(element("span", { className: "figures", text: figures }));

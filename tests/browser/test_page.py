@@ -270,8 +270,8 @@ def test_new_chat_list_and_delete(opens: Opens) -> None:
     rows.nth(1).locator(".open").click()
     expect(page.locator(".question")).to_have_text("first chat")
     rows.nth(1).hover()
-    page.get_by_role("button", name="Delete first chat").click()
-    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Options of first chat").click()
+    page.get_by_role("menuitem", name="Delete").click()
     expect(rows).to_have_count(1)
     expect(page.get_by_role("heading", name="Ask something hard.")).to_be_visible()
 

@@ -129,8 +129,15 @@ export class Desk {
     await me.read();
     // From a provider, where the person was sent from there
     const isBack = isFirst && me.person.is_recent;
-    const known = ["general", "model", "account"].includes(section) ? section : "";
-    const more = { hasText: () => this.page.hasText(), signIn: (mode) => this.signIn({ mode }), startOver: () => this.startOver() };
+    const known = ["general", "model", "chats", "account"].includes(section) ? section : "";
+    const more = {
+      hasText: () => this.page.hasText(),
+      signIn: (mode) => this.signIn({ mode }),
+      startOver: () => this.startOver(),
+      onChats: () => this.page.list.refresh(),
+      onAllDeleted: () => this.page.onAllDeleted(),
+      restore: (call) => this.page.list.restore(call),
+    };
     await openSettings(more, { section: known || (isBack ? "account" : "general"), problem });
     this.leaveAddress();
   }

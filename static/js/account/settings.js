@@ -1,15 +1,16 @@
-// The settings: three sections in one dialog. What is changed in the first two is saved at once.
+// The settings: four sections in one dialog. What is changed in the first two is saved at once.
 
 import { Dialog } from "../dialogs.js";
 import { button, element } from "../dom.js";
 import { me } from "../me.js";
 import { placeOf } from "../routes.js";
 import { TEXT } from "../texts.js";
+import { chats } from "./chats.js";
 import { general } from "./general.js";
 import { model } from "./model.js";
 import { person } from "./person.js";
 
-const SECTIONS = { general, model, account: person };
+const SECTIONS = { general, model, chats, account: person };
 const SAVED_MS = 4000;
 let opened = null;
 
