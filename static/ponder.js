@@ -61,7 +61,7 @@ class Page {
     });
     this.newChat.textContent = TEXT.newChat;
     this.newTemporary = iconButton("clock", TEXT.temporary.start, () => this.goTo("#/temporary"), { className: "icon-button new-temporary" });
-    this.newChat.after(this.newTemporary);
+    parts.sidebar.querySelector(".brand").append(this.newTemporary);
     this.drawer = new Drawer(this.shell, this.newChat, [this.chat, parts.reasoning]);
     this.panelToggle = iconButton("panel", TEXT.reasoningPanel, () => this.togglePanel(), {
       className: "icon-button toggle-panel",

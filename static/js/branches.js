@@ -56,6 +56,8 @@ export function questionView(message, siblings, { onEdit, onShow }) {
     root.classList.add("edited");
     root.replaceChildren(element("div", { className: "editor" }, area, row));
     area.focus();
+    // After the chat has scrolled to its end, as it does when it grows
+    setTimeout(() => root.scrollIntoView({ block: "center" }), 80);
     area.setSelectionRange(area.value.length, area.value.length);
   }
   return root;
