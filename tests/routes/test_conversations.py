@@ -346,3 +346,30 @@ def test_messages_without_html_are_rendered_once_and_kept(live_server: LiveServe
     with store.database.reading() as db:
         html = db.connection().exec_driver_sql("SELECT html FROM messages WHERE role = 'assistant'").scalar()
     assert html == '<p dir="auto">Forty-two.</p>\n'
+
+
+def test_after_deleting_oneself_no_byte_of_what_was_written_is_left(
+    live_server: LiveServer, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    folder = Path(live_server.services.settings.data_dir)
+
+    def has_words() -> list[Path]:
+        return [file for file in folder.rglob("*") if file.is_file() and b"xylophone" in file.read_bytes().lower()]
+
+    kept = Client(base_url=live_server.url, headers=OWN_PAGE, timeout=20)
+    send(kept, begin(kept), "What stays is this question about marimbas")
+    talk = begin(client, title="A xylophone title")
+    live_server.script(f"A xylophone thought.{CLOSE}A xylophone answer.", f"{HOLD}A xylophone too late.{CLOSE}So.")
+    send(client, talk, "A xylophone question")
+    body = {"text": "One more xylophone", "client_key": "the last key"}
+    run = client.post(f"/api/conversations/{talk}/messages", json=body).json()["run_id"]
+    wait_for(lambda: client.get(f"/api/runs/{run}").json()["state"] == "running")
+    assert client.get("/api/conversations", params={"q": "xyloph"}).json()["items"]
+    assert has_words()
+    assert client.delete("/api/me").status_code == 204
+    wait_for(lambda: not has_words())
+    assert len(live_server.engine.cancelled) == 1
+    assert "xylophone" not in caplog.text.lower()
+    assert kept.get("/api/conversations", params={"q": "marimbas"}).json()["items"]
+    kept.close()
