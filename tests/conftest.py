@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,32 @@ import pytest
 from app.config import Settings
 from app.history.database import Database
 from app.history.store import Store
+from tests.databases import PostgresServer, postgresql
 from tests.live import LiveServer, serving
 from tests.scripted import ScriptedEngine
+
+# Their tests are about the database itself, so whatever uses one runs on both kinds
+_ON_BOTH_DATABASES = "tests/history/"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """In tests/history whatever uses a database is run on SQLite and on PostgreSQL, unless it says `only_on`."""
+    if "database_url" not in metafunc.fixturenames:
+        return
+    kinds = ["sqlite"]
+    if _ON_BOTH_DATABASES in metafunc.definition.path.as_posix():
+        kinds.append("postgresql")
+    marker = metafunc.definition.get_closest_marker("only_on")
+    if marker is not None:
+        kinds = [marker.args[0]]
+    marks = {"sqlite": (), "postgresql": (pytest.mark.postgresql,)}
+    metafunc.parametrize("database_url", [pytest.param(kind, marks=marks[kind]) for kind in kinds], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> PostgresServer:
+    """The PostgreSQL of this process of tests."""
+    return postgresql()
 
 
 @pytest.fixture
@@ -17,12 +42,39 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
+def database_url(request: pytest.FixtureRequest, settings: Settings) -> Iterator[str]:
+    """The address of a database for this test alone. On PostgreSQL it has its tables already."""
+    if request.param == "sqlite":
+        yield settings.resolved_database_url
+        return
+    server = request.getfixturevalue("server")
+    address = server.migrated()
+    yield address
+    server.drop(address)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
     """A real database with all tables."""
-    database = Database(settings.resolved_database_url)
-    database.migrate()
-    yield Store(database)
-    database.close()
+    with opened(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def store(database: Database) -> Store:
+    """The store on a real database."""
+    return Store(database)
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Database]:
+    """A database brought up to date, closed at the end."""
+    database = Database(url)
+    try:
+        database.migrate()
+        yield database
+    finally:
+        database.close()
 
 
 @pytest.fixture

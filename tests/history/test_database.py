@@ -14,6 +14,7 @@ from app.config import Settings
 from app.errors import StorageFailed
 from app.history.database import Database
 from app.history.people import People
+from app.history.sqlite import make_empty
 from app.history.store import Store
 from app.history.tables import Table
 
@@ -51,6 +52,7 @@ def test_migrating_twice_changes_nothing(store: Store) -> None:
     assert caller.person_id == person
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize(
     ("pragma", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 5000)]
 )
@@ -86,6 +88,7 @@ def test_writers_of_two_threads_queue_instead_of_failing(store: Store) -> None:
     assert len(store.conversations(owner, None, 200)[0]) == 80
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_full_disk_is_said_in_a_sentence(store: Store) -> None:
     owner = People(store.database).add_guest("hash")
     with store.database.engine.connect() as connection:
@@ -120,6 +123,7 @@ def _rows(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
 
 def test_accounts_come_to_a_filled_database_and_go_without_losing_a_row(settings: Settings) -> None:
     database = Database(settings.resolved_database_url)
+    make_empty(Path(str(database.file)))
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     moment = "2026-11-01 10:00:00.000000"

