@@ -99,11 +99,9 @@ class Search:
     ) -> tuple[list[Hit], int | None]:
         """A page of hits, and the last id it went through if there is more behind it."""
         hits: dict[str, Hit] = {}
-        some = list(islice(ids, _AT_ONCE))
         looked_at = 0
-        while some:
+        while some := list(islice(ids, _AT_ONCE)):
             rows = _rows(db, owner_id, some)
-            behind = list(islice(ids, _AT_ONCE))
             for number, entry_id in enumerate(some, 1):
                 row = rows.get(entry_id)
                 if row is None or row.conversation_id in hits:
@@ -112,11 +110,11 @@ class Search:
                 if hit is not None:
                     hits[row.conversation_id] = hit
                 if len(hits) == limit:
-                    return list(hits.values()), entry_id if behind or number < len(some) else None
+                    has_more = number < len(some) or next(ids, None) is not None
+                    return list(hits.values()), entry_id if has_more else None
             looked_at += len(some)
-            if looked_at >= _CANDIDATES and behind:
+            if looked_at >= _CANDIDATES and next(ids, None) is not None:
                 return list(hits.values()), some[-1]
-            some = behind
         return list(hits.values()), None
 
 
@@ -166,9 +164,10 @@ def _ids_of_fts5(db: Session, owner_id: str, wanted: list[Needle], before: int) 
 
 
 def _ids_of_gin(db: Session, owner_id: str, wanted: list[Needle], before: int) -> Iterator[int]:
-    # Nothing but the index may be used: without it every row's terms are taken apart
-    db.execute(text("SET LOCAL enable_seqscan = off"))
-    db.execute(text("SET LOCAL jit = off"))
+    # Nothing but the index may be used, and its list of rows must not fall back to pages: both would take the terms of
+    # every row apart. Compiling the query takes longer than running it
+    for setting in ("enable_seqscan = off", "work_mem = '64MB'", "jit = off"):
+        db.execute(text(f"SET LOCAL {setting}"))
     parts = [f"'{OWNER}{owner_id}'", *(f"'{term}'" for term in _terms(wanted))]
     parts += [f"'{prefix}':*" for prefix in _prefixes(wanted)]
     return iter(db.scalars(_GIN, {"query": " & ".join(parts), "before": before, "rows": _CANDIDATES + 1}))

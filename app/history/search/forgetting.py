@@ -10,7 +10,7 @@ from app.errors import StorageFailed
 from app.history.database import Database
 
 # Leaves of 4 kB that are merged at once; other writers wait no longer than for these
-_PAGES = 250
+_PAGES = 80
 _PAUSE_S = 0.01
 _TRIES = 5
 _log = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """What messages and titles are found by, kept in the transaction that keeps them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Executable, and_, delete, func, or_, select, update
@@ -18,6 +19,16 @@ SEARCH_VERSION = 1
 _PLACES_PER_S = 64
 _TRIES = 100
 _ENTRY = SearchEntryTable
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is found, whose it is, and by which terms, parted by spaces. Without `message_id` it is a title."""
+
+    owner_id: str
+    conversation_id: str
+    message_id: str | None
+    terms: str
 
 
 def index_message(db: Session, owner_id: str, conversation_id: str, message_id: str, texts: Sequence[str]) -> None:
@@ -60,18 +71,24 @@ def put_entry(db: Session, owner_id: str, conversation_id: str, message_id: str 
         moment = db.scalar(moment_of) if joined else None
         if moment is None:
             return
-        dialect = sqlite if db.get_bind().dialect.name == "sqlite" else postgresql
-        row = {
-            "id": _free_place(db, moment),
-            "owner_id": owner_id,
-            "conversation_id": conversation_id,
-            "message_id": message_id,
-            "terms": joined,
-        }
         # Another process may have taken the place, or have indexed the same
-        if db.scalar(dialect.insert(_ENTRY).values(row).on_conflict_do_nothing().returning(_ENTRY.id)):
+        if add_entry(db, moment, Entry(owner_id, conversation_id, message_id, joined)):
             return
     raise StorageFailed("The database is busy. Your text is still here; try again in a few seconds.")
+
+
+def add_entry(db: Session, moment: datetime, entry: Entry) -> bool:
+    """Write the entry of what was written at this moment; False if somebody was quicker, which `put_entry` sees to."""
+    dialect = sqlite if db.get_bind().dialect.name == "sqlite" else postgresql
+    row = {
+        "id": _free_place(db, moment),
+        "owner_id": entry.owner_id,
+        "conversation_id": entry.conversation_id,
+        "message_id": entry.message_id,
+        "terms": entry.terms,
+    }
+    found = db.scalar(dialect.insert(_ENTRY).values(row).on_conflict_do_nothing().returning(_ENTRY.id))
+    return found is not None
 
 
 def _free_place(db: Session, moment: datetime) -> int:
@@ -84,7 +101,7 @@ def _free_place(db: Session, moment: datetime) -> int:
         last = db.scalar(select(func.max(_ENTRY.id)).where(_ENTRY.id >= place, _ENTRY.id < place + width))
         if last is None or last + 1 < place + width:
             return (last or place) + 1
-        width *= 2  # an import may hold thousands of messages of the same second
+        width *= 16  # an import may hold thousands of messages of the same second
 
 
 def _run(db: Session, statement: Executable) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
@@ -12,12 +13,12 @@ from sqlalchemy.orm import Session
 from app.errors import StorageFailed
 from app.history.database import Database
 from app.history.listing import OPEN_STATES
-from app.history.search.index import SEARCH_VERSION, index_title, is_outdated, put_entry
+from app.history.search.index import SEARCH_VERSION, Entry, add_entry, index_title, is_outdated, put_entry
 from app.history.search.terms import terms
-from app.history.tables import ConversationTable, MessageTable, RunTable
+from app.history.tables import ConversationTable, MessageTable, RunTable, SearchEntryTable
 
 # What is written at once: other writers wait no longer than for this
-_MESSAGES = 50
+_MESSAGES = 40
 _TERM_CHARS = 60_000
 _CONVERSATIONS = 20
 _EVERY_S = 60.0
@@ -33,7 +34,7 @@ class _Part:
     is_first: bool
     is_last: bool
     position: int
-    messages: list[tuple[str, str]]
+    messages: list[tuple[str, datetime, str]]
 
 
 class Indexer:
@@ -116,7 +117,7 @@ class Indexer:
                 continue
             parts.append(part)
             limit -= len(part.messages)
-            chars += sum(len(joined) for _, joined in part.messages)
+            chars += sum(len(joined) for _, _, joined in part.messages)
             if limit <= 0 or chars >= _TERM_CHARS:
                 break
         return parts
@@ -124,12 +125,18 @@ class Indexer:
     def _part(self, db: Session, conversation_id: str, limit: int, chars: int) -> _Part:
         position = self._positions.get(conversation_id)
         rows = db.execute(
-            select(MessageTable.id, MessageTable.position, MessageTable.text, MessageTable.reasoning)
+            select(
+                MessageTable.id,
+                MessageTable.position,
+                MessageTable.created_at,
+                MessageTable.text,
+                MessageTable.reasoning,
+            )
             .where(MessageTable.conversation_id == conversation_id, MessageTable.position > (position or 0))
             .order_by(MessageTable.position)
             .limit(limit + 1)
         )
-        messages: list[tuple[str, str]] = []
+        messages: list[tuple[str, datetime, str]] = []
         last = position or 0
         is_last = True
         for row in rows:
@@ -137,7 +144,7 @@ class Indexer:
                 is_last = False
                 break
             joined = " ".join(terms(row.text, row.reasoning))
-            messages.append((row.id, joined))
+            messages.append((row.id, row.created_at, joined))
             chars -= len(joined)
             last = row.position
         return _Part(conversation_id, position is None, is_last, last, messages)
@@ -153,7 +160,16 @@ def _write(db: Session, part: _Part) -> None:
         return
     if part.is_first:
         index_title(db, row.owner_id, row.id, row.title)
-    for message_id, joined in part.messages:
-        put_entry(db, row.owner_id, row.id, message_id, joined)
+    known = set(
+        db.scalars(
+            select(SearchEntryTable.message_id).where(
+                SearchEntryTable.message_id.in_([message_id for message_id, _, _ in part.messages])
+            )
+        )
+    )
+    for message_id, moment, joined in part.messages:
+        entry = Entry(row.owner_id, row.id, message_id, joined)
+        if message_id in known or (joined and not add_entry(db, moment, entry)):
+            put_entry(db, row.owner_id, row.id, message_id, joined)
     if part.is_last:
         row.search_version = SEARCH_VERSION
