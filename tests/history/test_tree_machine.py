@@ -10,9 +10,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from app.history.database import Database
 from app.history.people import People
+from app.history.portable.importing import Imports
 from app.history.store import Changes, Ending, Store, Written
 from app.history.tree import branch
 from app.history.usage import Allowance
+from tests.exports import Desk
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(str.strip)
 
@@ -52,6 +54,7 @@ class Tree(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.store = Store(Database(f"sqlite:///{Path(self.folder.name)}/ponder.sqlite"))
         self.store.database.migrate()
+        self.desk = Desk(self.store, Imports(self.store.database, Path(self.folder.name) / "imports"))
         self.known: list[Talk] = []
         self.keys = 0
 
@@ -60,6 +63,7 @@ class Tree(RuleBasedStateMachine):
         self.owner = People(self.store.database).add_guest("a" * 64)
 
     def teardown(self) -> None:
+        self.desk.imports.close()
         self.store.database.close()
         self.folder.cleanup()
 
@@ -126,6 +130,30 @@ class Tree(RuleBasedStateMachine):
         assert count == sum(not talk.is_deleted for talk in self.known)
         if count:
             assert self.store.restore_all(self.owner, deletion_id) == count
+
+    @rule()
+    def export_and_import_into_another_account(self) -> None:
+        """The other's export is the same file, and what is here stays as it was."""
+        file = self.desk.file_of(self.owner)
+        other = self.desk.person()
+        there = [talk for talk in self.known if not talk.is_deleted]
+        assert self.desk.take(other, file).conversations == len(there)
+        assert self.desk.file_of(other) == file
+
+    @rule()
+    def import_beside_what_is_here(self) -> None:
+        """What comes in stands beside what is there, whole."""
+        file = self.desk.file_of(self.owner)
+        known = {talk.id for talk in self.known}
+        found = self.desk.take(self.owner, file)
+        listed, _ = self.store.conversations(self.owner, None, 200)
+        new = [conversation for conversation in listed if conversation.id not in known]
+        assert len(new) == found.conversations
+        there = [talk for talk in self.known if not talk.is_deleted]
+        shapes = sorted(len(talk.turns) for talk in there)
+        assert sorted(len(self.store.conversation(self.owner, one.id)[1]) for one in new) == shapes
+        for one in new:
+            self.store.delete_conversation(self.owner, one.id)
 
     @invariant()
     def everything_is_there_once(self) -> None:
