@@ -37,10 +37,11 @@ _SQLITE = (
         INSERT INTO search_terms (rowid, terms) VALUES (new.id, '@' || new.owner_id || ' ' || new.terms);
     END""",
 )
-# Without a list of pending rows, which every search would read from end to end
+# New rows wait in a list until there are enough of them; every search reads the list, so it is a short one
 _POSTGRESQL = (
     """CREATE INDEX ix_search_terms ON search_entries
-        USING gin (array_to_tsvector(string_to_array('@' || owner_id || ' ' || terms, ' '))) WITH (fastupdate = off)""",
+        USING gin (array_to_tsvector(string_to_array('@' || owner_id || ' ' || terms, ' ')))
+        WITH (gin_pending_list_limit = 256)""",
 )
 
 

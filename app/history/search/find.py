@@ -20,8 +20,11 @@ _QUERY_CHARS = 1000
 _QUERY_WORDS = 32
 # So many entries are looked at for a page at most: beyond, the page is short and its cursor goes on from there
 _CANDIDATES = 2000
-_AT_ONCE = 50
+_AT_ONCE = 10
+# So many of the newest are walked through, and as many again while so many of them are found
 _WALKED = 1000
+_COMMON = 4
+_WALKS = 5
 _END = 2**63 - 1
 
 _UNINDEXED = select(ConversationTable.id).where(is_outdated(), ConversationTable.deleted_at.is_(None)).limit(1)
@@ -100,7 +103,7 @@ class Search:
         """A page of hits, and the last id it went through if there is more behind it."""
         hits: dict[str, Hit] = {}
         looked_at = 0
-        while some := list(islice(ids, _AT_ONCE)):
+        while some := list(islice(ids, max(_AT_ONCE, limit - len(hits)))):
             rows = _rows(db, owner_id, some)
             for number, entry_id in enumerate(some, 1):
                 row = rows.get(entry_id)
@@ -135,11 +138,16 @@ def _ids(db: Session, owner_id: str, wanted: list[Needle], before: int, *, is_sq
     if is_sqlite and not _prefixes(wanted):
         yield from _ids_of_fts5(db, owner_id, wanted, before)
         return
-    rows = _walk(db, owner_id, wanted, before, func.instr if is_sqlite else func.strpos)
-    yield from (entry_id for entry_id, is_found in rows if is_found)
-    if len(rows) == _WALKED:
-        rest = _ids_of_fts5 if is_sqlite else _ids_of_gin
-        yield from rest(db, owner_id, wanted, rows[-1][0])
+    for _ in range(1 if is_sqlite else _WALKS):
+        rows = _walk(db, owner_id, wanted, before, func.instr if is_sqlite else func.strpos)
+        found = [entry_id for entry_id, is_found in rows if is_found]
+        yield from found
+        if len(rows) < _WALKED:
+            return
+        before = rows[-1][0]
+        if len(found) < _COMMON:
+            break
+    yield from (_ids_of_fts5 if is_sqlite else _ids_of_gin)(db, owner_id, wanted, before)
 
 
 def _walk(
