@@ -1,4 +1,6 @@
+import asyncio
 import sqlite3
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -309,6 +311,51 @@ def test_what_a_guest_had_is_found_by_the_account_it_moved_to(world: World) -> N
     assert world.ids("needle") == [said]
     assert world.ids("needle", owner=other) == []
     assert_sound(world.database)
+
+
+def test_claiming_a_guest_moves_what_is_found(world: World) -> None:
+    said = world.said("needle")
+    account = world.people.add_account(username="ada", username_key="ada", password_hash="hash")
+    world.people.claim(world.owner, account, with_settings=False)
+    assert world.ids("needle", owner=account) == [said]
+    assert_sound(world.database)
+
+
+def test_the_background_wakes_when_it_is_nudged(world: World) -> None:
+    def until_found(title: str) -> None:
+        while not world.find(title):
+            time.sleep(0.01)
+
+    async def work() -> None:
+        background = Indexer(world.database)
+        task = asyncio.create_task(background.run())
+        for title in ("first", "second"):
+            world.conversation(title, version=0)
+            background.nudge()
+            async with asyncio.timeout(30):
+                await asyncio.to_thread(until_found, title)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
+
+
+@pytest.mark.only_on("sqlite")
+def test_a_conversation_that_cannot_be_read_keeps_no_other_from_being_found(world: World) -> None:
+    broken, sound = world.conversation("broken", version=0), world.conversation("sound", version=0)
+    world.message(broken, "needle", is_indexed=False)
+    message = world.message(sound, "needle", is_indexed=False)
+    with world.database.writing() as db:
+        db.execute(
+            text("UPDATE messages SET created_at = 'some day' WHERE conversation_id = :broken"), {"broken": broken}
+        )
+    background = Indexer(world.database)
+    while background.index_some():
+        pass
+    found = world.search.find(world.owner, "needle")
+    assert [hit.message_id for hit in found.hits] == [message]
+    assert not found.is_complete
 
 
 def test_an_old_database_is_indexed_in_the_background(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ class Indexer:
             try:
                 with self._database.reading() as db:
                     part = self._part(db, conversation_id, limit, _TERM_CHARS - chars)
-            except StorageFailed:
+            except (StorageFailed, ValueError):
                 if not self._database.is_answering():
                     raise
                 _log.error("conversation %s cannot be read, so it cannot be found", conversation_id)
