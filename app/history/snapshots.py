@@ -44,7 +44,6 @@ def take(file: Path, target: Path | None = None) -> Path:
         problem = damage_in(partial, is_thorough=True)
         if problem:
             raise StorageFailed(f"The copy of {file} is not sound, so the database may not be either: {problem}.")
-        _give_to_owner_of(file, partial, *([] if target else [into.parent]))
         _sync(partial)
         partial.replace(into)
         _sync(into.parent)
@@ -81,7 +80,6 @@ def restore(file: Path, snapshot: Path) -> Path | None:
         partial.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         _copy(snapshot, partial)
-        _give_to_owner_of(file if old is not None else file.parent, partial)
         _sync(partial)
         if old is not None:
             _set_aside(file, old)
@@ -128,18 +126,9 @@ def _copy(file: Path, into: Path) -> None:
         connection.close()
 
 
-def _give_to_owner_of(model: Path, *paths: Path) -> None:
-    """What root makes at the command line is of use to the app only if it is the app's."""
-    if os.geteuid() == 0:
-        owner = model.stat()
-        for path in paths:
-            os.chown(path, owner.st_uid, owner.st_gid)
-
-
 def _set_aside(file: Path, old: Path) -> None:
     """The log of writes belongs to the file; under its old name it would be taken for the new one's."""
-    Path(f"{file}-shm").unlink(missing_ok=True)
-    for ending in ("-wal", ""):
+    for ending in ("-wal", "-shm", ""):
         beside = Path(f"{file}{ending}")
         if beside.exists():
             beside.rename(f"{old}{ending}")

@@ -2,7 +2,6 @@
 
 import { api, ApiError, newKey } from "./api.js";
 import { noticeAccepted } from "./dialogs.js";
-import { TEMPORARY } from "./temporary.js";
 import { TEXT } from "./texts.js";
 
 export class Sending {
@@ -33,20 +32,13 @@ export class Sending {
     }
   }
 
-  /** Whether an edit or another answer may begin: nothing goes on here, and the notice is accepted. */
-  async isFree() {
-    const { attendant, desk, watch, conversation } = this.page;
-    if (!conversation || attendant.live || this.isBusy) return false;
-    if (desk.whySignIn) {
-      desk.signIn({ sentence: desk.whySignIn });
-      return false;
-    }
-    return this.isNoticeAccepted(watch.model);
+  askAgain(answer) {
+    const { conversation, attendant } = this.page;
+    if (conversation && !attendant.live && !this.isBusy) this.retry(answer);
   }
 
   /** One more answer beside this one. */
-  async askAgain(answer) {
-    if (!(await this.isFree())) return;
+  async retry(answer) {
     const { page } = this;
     const { visit, conversation } = page;
     this.setBusy(true);
@@ -58,27 +50,16 @@ export class Sending {
       page.list.refresh();
     } catch (error) {
       if (page.visit !== visit) return;
-      await this.tell(error);
+      if (error instanceof ApiError && error.code === "conversation_busy") await page.openConversation(conversation.id);
+      page.tell(error);
     } finally {
       this.setBusy(false);
     }
   }
 
-  /** What went wrong; where another tab was first, its run is shown. */
-  async tell(error, edited = "") {
-    const { page } = this;
-    if (error instanceof ApiError && error.code === "conversation_busy") {
-      await page.openConversation(page.conversation.id);
-      await page.versions.showRunning();
-      // The field it stood in is gone
-      if (!page.composer.text.trim()) page.composer.text = edited;
-    }
-    page.tell(error);
-  }
-
   /** An edited question begins a branch beside the old one. */
   async edit(message, text) {
-    if (await this.isFree()) await this.post(text, { parent_id: message.parent_id });
+    if (!this.page.attendant.live && !this.isBusy) await this.post(text, { parent_id: message.parent_id });
   }
 
   async post(text, where = {}) {
@@ -96,7 +77,8 @@ export class Sending {
       page.list.refresh();
     } catch (error) {
       if (page.visit !== visit) return;
-      await this.tell(error, text);
+      if (error instanceof ApiError && error.code === "conversation_busy") await page.openConversation(page.conversation.id);
+      page.tell(error);
     } finally {
       this.setBusy(false);
     }
@@ -120,7 +102,7 @@ export class Sending {
       composer.alert("");
       if (composer.text === text) composer.text = "";
     }
-    for (const id of [conversationId, null, TEMPORARY]) if (drafts.get(id) === text) drafts.delete(id);
+    for (const id of [conversationId, null]) if (drafts.get(id) === text) drafts.delete(id);
   }
 
   async begin(visit) {
