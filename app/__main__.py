@@ -1,7 +1,8 @@
-"""Commands beside the server: `python -m app check | create-admin | reset-password | purge`."""
+"""Commands beside the server: `python -m app check | create-admin | reset-password | purge | backup | restore`."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from app.errors import PonderError
 
@@ -27,6 +28,10 @@ def _run(given: argparse.Namespace) -> int:
         return keeping.create_admin(given.name, is_existing=given.existing)
     if given.command == "reset-password":
         return keeping.reset_password(given.name)
+    if given.command == "backup":
+        return keeping.backup(given.file)
+    if given.command == "restore":
+        return keeping.restore(given.file, is_confirmed=given.yes)
     return keeping.purge(is_dry=given.dry_run)
 
 
@@ -44,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     reset.add_argument("name")
     purge = commands.add_parser("purge", help="remove what is over its time: guests, sessions, counters")
     purge.add_argument("--dry-run", action="store_true", help="only say how many of each")
+    backup = commands.add_parser("backup", help="copy the SQLite database while Ponder runs")
+    backup.add_argument("file", nargs="?", type=Path, help="the copy; left out, one more in the folder snapshots")
+    restore = commands.add_parser("restore", help="put a copy in the place of the SQLite database; stop Ponder before")
+    restore.add_argument("file", type=Path)
+    restore.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 

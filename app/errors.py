@@ -250,3 +250,6 @@ class StorageFailed(PonderError):
 
     code = "storage_failed"
     status = 503
+
+    def __init__(self, message: str, **details: str | int) -> None:
+        super().__init__(message, **{"retry_after_s": 5, **details})

@@ -47,6 +47,9 @@ def build_services(settings: Settings, engine: Engine) -> Services:
         BadSetting: the server's secret cannot be used.
     """
     database = Database(settings.resolved_database_url)
+    database.claim()
+    if database.is_quickly_checked:
+        database.check()
     database.migrate()
     secret = read_secret(settings)
     store, people = Store(database), People(database)
@@ -86,10 +89,9 @@ def build_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.runs.start()
-        jobs = [asyncio.create_task(job.run()) for job in (services.retention, services.removal, services.indexer)]
+        jobs = asyncio.create_task(_keep_in_order(services))
         yield
-        for job in jobs:
-            job.cancel()
+        jobs.cancel()
         await services.runs.close()
         services.local.close()
         await asyncio.to_thread(services.imports.close)
@@ -112,6 +114,15 @@ def build_app(services: Services) -> FastAPI:
     )
     app.add_middleware(Guards, settings=services.settings)
     return app
+
+
+async def _keep_in_order(services: Services) -> None:
+    """The jobs that go on beside the server; none of them touches a database that is damaged."""
+    database = services.store.database
+    if not database.is_quickly_checked:
+        await asyncio.to_thread(database.check)
+    if not database.damage:
+        await asyncio.gather(services.retention.run(), services.removal.run(), services.indexer.run())
 
 
 async def _nothing() -> None:

@@ -7,7 +7,7 @@ import { api } from "./js/api.js";
 import { Attendant } from "./js/attendant.js";
 import { arrows, questionView, siblingsOf } from "./js/branches.js";
 import { Composer } from "./js/composer.js";
-import { copyText, drawn, element, flash, iconButton, isPhone } from "./js/dom.js";
+import { copyText, drawn, element, flash, iconButton, isNarrow, isPhone } from "./js/dom.js";
 import { Drawer } from "./js/drawer.js";
 import { Follow } from "./js/follow.js";
 import { me } from "./js/me.js";
@@ -15,14 +15,16 @@ import { Panel } from "./js/panel.js";
 import { isDialog, placeOf } from "./js/routes.js";
 import { Sending } from "./js/sending.js";
 import { Sidebar } from "./js/sidebar.js";
+import { isTemporaryId, TEMPORARY, Temporary } from "./js/temporary.js";
 import { loadTexts, TEXT } from "./js/texts.js";
 import { AnswerView, branch, wholeCode } from "./js/thread.js";
+import { Topbar } from "./js/topbar.js";
+import { Versions } from "./js/versions.js";
 import { ModelWatch } from "./js/watch.js";
 import { absence, Welcome } from "./js/welcome.js";
 
 /** What stands for a conversation's id while the administration is shown. */
 const ADMIN = "#admin";
-const FOUND_MS = 2500;
 
 class Page {
   async start() {
@@ -33,7 +35,7 @@ class Page {
     parts.input = await drawn("#question textarea");
     await isMeRead;
     await loadTexts(me.settings.language);
-    /** Unsent text by conversation id; null is the new chat. */
+    /** Unsent text by conversation id; null is the new chat, TEMPORARY the new temporary one. */
     this.drafts = new Map();
     this.shownId = null;
     /** Counts what is shown: an answer to a request of an earlier visit comes too late. */
@@ -41,7 +43,7 @@ class Page {
     this.answers = [];
     this.build(parts);
     this.bind();
-    this.watch = new ModelWatch({ onModel: (model) => this.onModel(model), onUnreachable: () => this.list.showUnreachable() });
+    this.watch = new ModelWatch({ onModel: (model) => this.onModel(model), onUnreachable: () => this.list.card.showUnreachable() });
     this.list.refresh();
     await this.route({ isFirst: true });
     if (me.person.was_signed_out) this.desk.onSignedOut();
@@ -52,26 +54,28 @@ class Page {
     Object.assign(this, { shell: parts.shell, chat: parts.chat, newChat: parts["new-chat"], thread: parts.thread });
     this.panel = new Panel(parts.reasoning, this.shell, () => this.onPanel());
     this.list = new Sidebar(parts.sidebar, parts.conversations, parts["model-card"], {
-      onOpen: (id) => this.go(id),
-      onHit: (item) => this.openHit(item),
-      onDeleted: (id) => this.onDeleted(id),
-      onRestored: (id) => id && this.go(id),
-      onProblem: (error) => this.tell(error),
-      onTitles: () => this.showTitle(),
+      open: (id) => this.go(id),
+      hit: (item) => this.onHit(item),
+      changed: (item) => this.onChanged(item),
+      deleted: (id) => this.onDeleted(id),
+      restored: (id) => this.onRestored(id),
+      problem: (error) => this.tell(error),
+      read: () => this.showTitle(),
+      reveal: () => isNarrow() && this.drawer.toggle(true),
     });
     this.newChat.textContent = TEXT.newChat;
-    this.newTemporary = iconButton("clock", TEXT.temporary.start, () => this.goTo("#/temporary"), { className: "icon-button new-temporary" });
-    parts.sidebar.querySelector(".brand").append(this.newTemporary);
     this.drawer = new Drawer(this.shell, this.newChat, [this.chat, parts.reasoning]);
     this.panelToggle = iconButton("panel", TEXT.reasoningPanel, () => this.togglePanel(), {
       className: "icon-button toggle-panel",
       "aria-controls": "reasoning",
       "aria-expanded": "false",
     });
-    this.heading = element("h1", { className: "heading" });
-    this.chat.prepend(element("header", { id: "topbar" }, this.drawer.button, this.heading, this.panelToggle));
+    this.topbar = new Topbar(this.drawer.button, this.panelToggle, { deeds: this.list.deeds, item: () => this.conversation });
+    this.chat.prepend(this.topbar.root);
     this.messages = element("div", { className: "messages", role: "log", "aria-live": "off", "aria-label": TEXT.conversation });
     this.thread.append(this.messages);
+    this.temporary = new Temporary(this.thread, { onStart: () => this.goTo("#/temporary"), onBack: () => this.route({ isForced: true }) });
+    this.list.brand.append(this.temporary.button);
     this.follow = new Follow(this.thread, this.messages, TEXT.jump);
     this.announcer = element("p", { className: "off-screen", role: "status", "aria-live": "polite" });
     this.composer = new Composer(parts.composer, parts, {
@@ -82,6 +86,7 @@ class Page {
     });
     this.attendant = new Attendant(this);
     this.sending = new Sending(this);
+    this.versions = new Versions(this);
     this.desk = new Desk(parts.sidebar, this);
   }
 
@@ -93,18 +98,28 @@ class Page {
     });
     document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.onEscape());
     document.addEventListener("click", (event) => this.onCopyCode(event));
-    window.addEventListener("pagehide", () => this.conversation?.is_temporary && api.leave(this.conversation.id));
-    window.addEventListener("pageshow", (event) => event.persisted && this.conversation?.is_temporary && this.route({ isForced: true }));
-    document.addEventListener("visibilitychange", () => document.hidden || this.onVisible());
+    document.addEventListener("visibilitychange", () => document.hidden || this.onBack());
+    window.addEventListener("focus", () => this.onBack());
   }
 
-  onVisible() {
+  /** Look what other tabs have done meanwhile; a window that comes into sight and gets the focus does both at once. */
+  async onBack() {
+    if (this.isComingBack) return;
+    this.isComingBack = true;
     this.desk.onVisible();
-    this.list.refresh();
+    await this.list.refresh();
+    this.isComingBack = false;
+    const listed = this.list.list.find(this.conversation?.id);
+    const isNewer = listed && listed.updated_at !== this.conversation.updated_at;
+    if (isNewer && !this.attendant.live && !this.sending.isBusy && !this.isEditing) await this.openConversation(listed.id);
+  }
+
+  get isEditing() {
+    return Boolean(this.messages.querySelector(".editor"));
   }
 
   onModel(model) {
-    this.list.showModel(model);
+    this.list.card.show(model);
     this.composer.showModel(model);
     this.welcome?.showModel(model);
     if (!me.isKnown) me.read();
@@ -160,9 +175,8 @@ class Page {
 
   /** Of what is shown, under whatever dialog. */
   get address() {
-    if (this.shownId === ADMIN) return "#/admin";
-    if (this.shownId) return `#/c/${this.shownId}`;
-    return this.isTemporary ? "#/temporary" : "#/";
+    if (this.shownId === ADMIN || this.shownId === TEMPORARY) return this.shownId.replace("#", "#/");
+    return this.shownId ? `#/c/${this.shownId}` : "#/";
   }
 
   go(id) {
@@ -184,8 +198,8 @@ class Page {
     if (id && id === this.conversation?.id && !isForced) return;
     this.leave();
     this.list.select(id);
-    this.isTemporary = Boolean(place.isTemporary);
-    this.shownId = place.kind === "admin" ? ADMIN : id;
+    this.isTemporary = place.kind === "temporary";
+    this.shownId = { admin: ADMIN, temporary: TEMPORARY }[place.kind] ?? id;
     this.composer.alert("");
     this.composer.text = this.drafts.get(this.shownId) ?? "";
     this.drafts.delete(this.shownId);
@@ -196,13 +210,8 @@ class Page {
     this.showTemporary();
   }
 
-  /** Whether this chat is in memory alone stands above it for as long as it is open. */
   showTemporary() {
-    const isOn = this.isTemporary || Boolean(this.conversation?.is_temporary);
-    this.temporaryNote?.remove();
-    this.temporaryNote = isOn ? element("p", { className: "temporary-note", role: "note", text: TEXT.temporary.about }) : null;
-    if (isOn) this.thread.prepend(this.temporaryNote);
-    this.newTemporary.setAttribute("aria-pressed", String(isOn));
+    this.temporary.show(this.isTemporary || Boolean(this.conversation?.is_temporary), this.conversation?.id);
   }
 
   showAdmin() {
@@ -248,7 +257,7 @@ class Page {
   }
 
   showMissing() {
-    if (this.shownId?.startsWith("t")) {
+    if (isTemporaryId(this.shownId)) {
       this.showMiddle(absence(TEXT.temporary.gone, TEXT.temporary.goneAbout, [TEXT.startNew, () => this.go(null)]));
       return;
     }
@@ -271,12 +280,12 @@ class Page {
     this.showTemporary();
     this.follow.toEnd();
     this.attendant.attachLast();
-    if (this.hit) this.showHit();
+    if (this.versions.hit) this.versions.showHit();
   }
 
   append(message) {
-    const siblings = siblingsOf(this.conversation.messages, message);
-    const onShow = (id) => this.showVersion(id);
+    const siblings = siblingsOf(this.conversation, message);
+    const onShow = (id) => this.versions.show(id);
     if (message.role === "user") {
       const onEdit = (text) => this.sending.edit(message, text);
       this.messages.append(questionView(message, siblings, { onEdit, onShow }));
@@ -289,55 +298,6 @@ class Page {
     });
     this.answers.push(view);
     this.messages.append(view.root);
-  }
-
-  /** Show the branch through a message, which the server remembers; what is read stays where it is. */
-  async showVersion(messageId) {
-    const { visit } = this;
-    const { id } = this.conversation;
-    const focus = document.activeElement?.dataset?.focus;
-    try {
-      await api.changeConversation(id, { leaf_id: messageId });
-      const conversation = await api.conversation(id);
-      if (this.visit !== visit) return;
-      this.showConversation(conversation);
-      this.follow.set(false);
-      this.viewOf(messageId)?.scrollIntoView({ block: "nearest" });
-      const again = focus && this.messages.querySelector(`[data-focus="${focus}"]`);
-      if (again) (again.disabled ? again.parentElement.querySelector("button:not(:disabled)") : again)?.focus();
-    } catch (error) {
-      if (this.visit === visit) this.tell(error);
-    }
-  }
-
-  viewOf(messageId) {
-    return this.messages.querySelector(`[data-id="${CSS.escape(messageId)}"]`);
-  }
-
-  // A hit of the search
-
-  openHit(item) {
-    this.hit = item.hit;
-    this.drawer.toggle(false);
-    if (this.conversation?.id === item.id) this.showHit();
-    else this.go(item.id);
-  }
-
-  async showHit() {
-    const { message_id: messageId, where, text, marks } = this.hit;
-    this.hit = null;
-    if (!messageId) return;
-    if (!this.viewOf(messageId)) await this.showVersion(messageId);
-    const view = this.viewOf(messageId);
-    if (!view) return;
-    this.follow.set(false);
-    view.scrollIntoView({ block: "start" });
-    view.classList.add("found");
-    setTimeout(() => view.classList.remove("found"), FOUND_MS);
-    const answer = this.answers.find((one) => one.id === messageId);
-    if (where !== "reasoning" || !answer?.reasoning) return;
-    await this.panel.showStored(answer.id, answer.reasoning);
-    this.panel.showPassage(marks.map(([start, end]) => text.slice(start, end)));
   }
 
   /** Something in place of messages. */
@@ -362,11 +322,32 @@ class Page {
   }
 
   showTitle() {
-    const ofChat = this.conversation ? this.list.titleOf(this.conversation.id) || this.conversation.title : "";
-    const title = this.adminView ? TEXT.admin.title : ofChat;
-    this.heading.textContent = title || TEXT.brand;
-    this.heading.classList.toggle("plain", !title);
-    document.title = title ? `${title} · ${TEXT.brand}` : TEXT.brand;
+    const listed = this.list.list.find(this.conversation?.id);
+    if (listed) this.takeItem(listed);
+    this.topbar.show(this.adminView ? TEXT.admin.title : this.conversation?.title);
+  }
+
+  /** What the list knows of the open chat, but for its messages. */
+  takeItem({ title, is_pinned, is_archived, version }) {
+    Object.assign(this.conversation, { title, is_pinned, is_archived, version });
+  }
+
+  // What is done in the list
+
+  onHit(item) {
+    this.drawer.toggle(false);
+    this.versions.open(item);
+  }
+
+  onChanged(item) {
+    if (this.conversation?.id !== item.id) return;
+    this.takeItem(item);
+    this.showTitle();
+  }
+
+  onRestored(id) {
+    // Somebody who is reading or writing elsewhere by now stays there
+    if (id && !this.conversation && !this.composer.text.trim()) this.go(id);
   }
 
   onAllDeleted() {
@@ -376,11 +357,9 @@ class Page {
 
   onDeleted(id) {
     this.drafts.delete(id);
-    if (this.shownId === id) {
-      this.composer.text = "";
-      this.go(null);
-    }
-    this.newChat.focus();
+    if (this.shownId !== id) return;
+    this.composer.text = "";
+    this.go(null);
   }
 
   // The panel

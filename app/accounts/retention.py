@@ -15,6 +15,7 @@ from app.config import Settings
 from app.errors import NotFound
 from app.history.database import Database
 from app.history.people import People
+from app.history.snapshots import remove_old
 from app.history.store import now
 from app.history.tables import CounterTable, PersonTable, SessionTable
 
@@ -57,6 +58,8 @@ class Retention:
             with self._database.writing() as db:
                 db.execute(delete(SessionTable).where(self._is_old_session()))
                 db.execute(delete(CounterTable).where(CounterTable.expires_at <= time.time()))
+            if self._database.file is not None:
+                remove_old(self._database.file)
         return Purged(guests, sessions, counters)
 
     async def run(self) -> None:

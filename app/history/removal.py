@@ -6,6 +6,7 @@ import time
 
 from sqlalchemy import ColumnElement, delete, select
 
+from app.errors import StorageFailed
 from app.history.database import Database
 from app.history.search.forgetting import forget_deleted
 from app.history.store import UNDO, now
@@ -86,6 +87,8 @@ class Removal:
                 is_due = self._forgot_at == 0.0 or time.monotonic() - self._forgot_at > _FORGET_EVERY_S
                 if self._has_to_forget and is_due:
                     await asyncio.to_thread(self.forget)
+            except StorageFailed:
+                pass  # logged where it failed
             except Exception:  # a job that has died would break what the privacy page promises
                 _log.exception("removing what was deleted failed; trying again")
             try:

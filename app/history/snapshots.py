@@ -44,6 +44,7 @@ def take(file: Path, target: Path | None = None) -> Path:
         problem = damage_in(partial, is_thorough=True)
         if problem:
             raise StorageFailed(f"The copy of {file} is not sound, so the database may not be either: {problem}.")
+        _give_to_owner_of(file, partial, *([] if target else [into.parent]))
         _sync(partial)
         partial.replace(into)
         _sync(into.parent)
@@ -80,6 +81,7 @@ def restore(file: Path, snapshot: Path) -> Path | None:
         partial.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         _copy(snapshot, partial)
+        _give_to_owner_of(file if old is not None else file.parent, partial)
         _sync(partial)
         if old is not None:
             _set_aside(file, old)
@@ -126,9 +128,18 @@ def _copy(file: Path, into: Path) -> None:
         connection.close()
 
 
+def _give_to_owner_of(model: Path, *paths: Path) -> None:
+    """What root makes at the command line is of use to the app only if it is the app's."""
+    if os.geteuid() == 0:
+        owner = model.stat()
+        for path in paths:
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
 def _set_aside(file: Path, old: Path) -> None:
     """The log of writes belongs to the file; under its old name it would be taken for the new one's."""
-    for ending in ("-wal", "-shm", ""):
+    Path(f"{file}-shm").unlink(missing_ok=True)
+    for ending in ("-wal", ""):
         beside = Path(f"{file}{ending}")
         if beside.exists():
             beside.rename(f"{old}{ending}")

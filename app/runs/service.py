@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,7 +78,9 @@ class RunService:
 
     async def start(self) -> None:
         """Take up what the last process left, start the engine, begin reading its events."""
-        interrupted = await asyncio.to_thread(self._history.kept.interrupt_open_runs)
+        interrupted = 0
+        with suppress(StorageFailed):  # logged where it failed; what was written can be read all the same
+            interrupted = await asyncio.to_thread(self._history.kept.interrupt_open_runs)
         if interrupted:
             _log.info("%d runs were interrupted when the last process ended; their text is kept", interrupted)
         await self._engine.start()

@@ -1,9 +1,11 @@
 """What is shown of a stored message: its stored HTML, or new where the renderer has moved on or a run broke off."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 
+from app.errors import StorageFailed
 from app.history.store import OPEN_STATES, Store, StoredMessage
 from app.render import RENDERER_VERSION, render
 
@@ -33,5 +35,6 @@ def freshened(store: Store, messages: Sequence[StoredMessage]) -> list[StoredMes
 
 def _freshened(store: Store, message: StoredMessage) -> StoredMessage:
     html, reasoning = render(message.text), render(message.reasoning)
-    store.keep_html(message.id, html, reasoning, RENDERER_VERSION)
+    with suppress(StorageFailed):  # it is shown all the same, and made again the next time
+        store.keep_html(message.id, html, reasoning, RENDERER_VERSION)
     return replace(message, html=html, reasoning_html=reasoning, renderer_version=RENDERER_VERSION)

@@ -20,22 +20,41 @@ export function onShutDoors(open) {
   Object.assign(doors, open);
 }
 
+const framed = () => (isFramed ? { "X-Ponder-Framed": "1" } : {});
+
 async function call(method, path, body) {
-  const headers = isFramed ? { "X-Ponder-Framed": "1" } : {};
+  const headers = framed();
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
-    const sent = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
-    response = await fetch(path, { method, headers, body: sent });
+    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
     throw new ApiError("unreachable", TEXT.unreachable);
   }
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => ({}));
   if (response.ok) return answer;
-  const { code = "internal", message = TEXT.wentWrong, ...details } = answer.error ?? {};
+  throw refusal(answer);
+}
+
+function refusal({ error }) {
+  const { code = "internal", message = TEXT.wentWrong, ...details } = error ?? {};
   doors[code]?.();
-  throw new ApiError(code, TEXT.errors?.[code]?.(details) ?? message, details);
+  return new ApiError(code, TEXT.errors?.[code]?.(details) ?? message, details);
+}
+
+/** As `call`, for a file: `onProgress` gets how much of it is there, from 0 to 1. `fetch` cannot tell. */
+function upload(path, file, onProgress) {
+  const request = new XMLHttpRequest();
+  request.open("POST", path);
+  request.responseType = "json";
+  for (const [name, value] of Object.entries({ "Content-Type": "application/json", ...framed() })) request.setRequestHeader(name, value);
+  request.upload.addEventListener("progress", ({ loaded, total }) => onProgress(total ? loaded / total : 0));
+  return new Promise((resolve, reject) => {
+    request.addEventListener("load", () => (request.status === 200 ? resolve(request.response) : reject(refusal(request.response ?? {}))));
+    request.addEventListener("error", () => reject(new ApiError("unreachable", TEXT.unreachable)));
+    request.send(file);
+  });
 }
 
 const place = (...parts) => ["", ...parts.map(encodeURIComponent)].join("/");
@@ -49,7 +68,7 @@ function query(values) {
 
 export const api = {
   model: () => call("GET", path("model")),
-  conversations: ({ cursor, limit, archived } = {}) => call("GET", path("conversations") + query({ cursor, limit, archived })),
+  conversations: ({ cursor, archived }) => call("GET", path("conversations") + query({ cursor, archived })),
   search: (q, cursor) => call("GET", path("conversations") + query({ q, cursor })),
   conversation: (id) => call("GET", path("conversations", id)),
   newConversation: (isTemporary) => call("POST", path("conversations"), isTemporary ? { is_temporary: true } : {}),
@@ -58,10 +77,10 @@ export const api = {
   deleteAll: () => call("DELETE", path("conversations")),
   restoreAll: (deletionId) => call("POST", path("conversations", "restore"), { deletion_id: deletionId }),
   /** As the page is being closed nobody waits for the answer. */
-  leave: (id) => fetch(path("conversations", id, "leave"), { method: "POST", keepalive: true }).catch(() => {}),
+  leave: (id) => fetch(path("conversations", id, "leave"), { method: "POST", keepalive: true, headers: framed() }).catch(() => {}),
   exportOf: (id, format, reasoning) => path("conversations", id, "export") + query({ format, reasoning: String(reasoning) }),
   exportOfAll: (reasoning) => path("me", "export") + query({ reasoning: String(reasoning) }),
-  importFile: (file) => call("POST", path("me", "import"), file),
+  importFile: (file, onProgress) => upload(path("me", "import"), file, onProgress),
   deleteConversation: (id) => call("DELETE", path("conversations", id)),
   retry: (id, given) => call("POST", path("messages", id, "retry"), given),
   send: (id, message) => call("POST", path("conversations", id, "messages"), message),

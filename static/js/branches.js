@@ -4,8 +4,22 @@ import { button, element, iconButton } from "./dom.js";
 import { TEXT } from "./texts.js";
 
 /** The messages that stand at the same place, the oldest first. */
-export function siblingsOf(messages, message) {
-  return messages.filter(({ parent_id: parentId, role }) => parentId === message.parent_id && role === message.role);
+export function siblingsOf({ messages }, message) {
+  return families(messages).get(message.parent_id) ?? [];
+}
+
+const known = new WeakMap();
+
+/** A long chat asks for every message; the messages of one answer of the server never change. */
+function families(messages) {
+  if (known.get(messages)?.length === messages.length) return known.get(messages).byParent;
+  const byParent = new Map();
+  for (const message of messages) {
+    if (!byParent.has(message.parent_id)) byParent.set(message.parent_id, []);
+    byParent.get(message.parent_id).push(message);
+  }
+  known.set(messages, { length: messages.length, byParent });
+  return byParent;
 }
 
 /** `‹ 2/3 ›`, or nothing for an only child; `onShow` gets the id of the version to show. */

@@ -125,20 +125,6 @@ export class Panel {
     }
   }
 
-  /** Scroll to the first block with one of these words, and show it for a moment. */
-  async showPassage(words) {
-    await this.blocks.settled();
-    const wanted = words.map((word) => word.toLowerCase());
-    const found = [...this.scroller.querySelectorAll("p, li, pre, td")].find((block) => {
-      const text = block.textContent.toLowerCase();
-      return wanted.every((word) => text.includes(word));
-    });
-    if (!found) return;
-    found.scrollIntoView({ block: "center" });
-    found.classList.add("found");
-    setTimeout(() => found.classList.remove("found"), 2500);
-  }
-
   clear(owner = null) {
     this.owner = owner;
     this.blocks.reset();

@@ -2,6 +2,7 @@
 
 import { api, ApiError, newKey } from "./api.js";
 import { noticeAccepted } from "./dialogs.js";
+import { TEMPORARY } from "./temporary.js";
 import { TEXT } from "./texts.js";
 
 export class Sending {
@@ -32,13 +33,20 @@ export class Sending {
     }
   }
 
-  askAgain(answer) {
-    const { conversation, attendant } = this.page;
-    if (conversation && !attendant.live && !this.isBusy) this.retry(answer);
+  /** Whether an edit or another answer may begin: nothing goes on here, and the notice is accepted. */
+  async isFree() {
+    const { attendant, desk, watch, conversation } = this.page;
+    if (!conversation || attendant.live || this.isBusy) return false;
+    if (desk.whySignIn) {
+      desk.signIn({ sentence: desk.whySignIn });
+      return false;
+    }
+    return this.isNoticeAccepted(watch.model);
   }
 
   /** One more answer beside this one. */
-  async retry(answer) {
+  async askAgain(answer) {
+    if (!(await this.isFree())) return;
     const { page } = this;
     const { visit, conversation } = page;
     this.setBusy(true);
@@ -50,16 +58,27 @@ export class Sending {
       page.list.refresh();
     } catch (error) {
       if (page.visit !== visit) return;
-      if (error instanceof ApiError && error.code === "conversation_busy") await page.openConversation(conversation.id);
-      page.tell(error);
+      await this.tell(error);
     } finally {
       this.setBusy(false);
     }
   }
 
+  /** What went wrong; where another tab was first, its run is shown. */
+  async tell(error, edited = "") {
+    const { page } = this;
+    if (error instanceof ApiError && error.code === "conversation_busy") {
+      await page.openConversation(page.conversation.id);
+      await page.versions.showRunning();
+      // The field it stood in is gone
+      if (!page.composer.text.trim()) page.composer.text = edited;
+    }
+    page.tell(error);
+  }
+
   /** An edited question begins a branch beside the old one. */
   async edit(message, text) {
-    if (!this.page.attendant.live && !this.isBusy) await this.post(text, { parent_id: message.parent_id });
+    if (await this.isFree()) await this.post(text, { parent_id: message.parent_id });
   }
 
   async post(text, where = {}) {
@@ -77,8 +96,7 @@ export class Sending {
       page.list.refresh();
     } catch (error) {
       if (page.visit !== visit) return;
-      if (error instanceof ApiError && error.code === "conversation_busy") await page.openConversation(page.conversation.id);
-      page.tell(error);
+      await this.tell(error, text);
     } finally {
       this.setBusy(false);
     }
@@ -102,7 +120,7 @@ export class Sending {
       composer.alert("");
       if (composer.text === text) composer.text = "";
     }
-    for (const id of [conversationId, null]) if (drafts.get(id) === text) drafts.delete(id);
+    for (const id of [conversationId, null, TEMPORARY]) if (drafts.get(id) === text) drafts.delete(id);
   }
 
   async begin(visit) {

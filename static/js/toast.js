@@ -4,24 +4,28 @@ import { button, element } from "./dom.js";
 import { TEXT } from "./texts.js";
 
 const SHOWN_MS = 10_000;
-let shown = null;
+let region = null;
 let timer = 0;
 
-/** Say `text`; with `undo` there is a button for it as long as the server can. */
-export function toast(text, undo) {
+/**
+ * Say `text`; with `undo` there is a button for it as long as the server can. `isFocused` gives that button the focus where
+ * what had it is gone.
+ */
+export function toast(text, { undo, isBad = false, isFocused = false } = {}) {
   clearTimeout(timer);
-  shown?.remove();
-  const made = element("div", { className: "ponder-toast", role: "status" }, element("span", { text }));
-  const end = () => made.remove();
-  if (undo) {
-    const take = () => {
-      end();
-      undo();
-    };
-    made.append(button(TEXT.undo, take));
-  }
   // A live region is read when its content changes, so it has to be there before
-  document.body.append(made);
-  shown = made;
+  if (!region) document.body.append((region = element("div", { className: "ponder-toasts", role: "status" })));
+  const made = element("div", { className: isBad ? "ponder-toast bad" : "ponder-toast", role: isBad ? "alert" : undefined }, element("span", { text, dir: "auto" }));
+  const end = () => made.remove();
+  const take = () => {
+    end();
+    undo();
+  };
+  const back = undo ? button(TEXT.undo, take) : null;
+  if (back) made.append(back);
+  region.replaceChildren(made);
+  if (back && isFocused && isNowhere(document.activeElement)) back.focus({ preventScroll: true });
   timer = setTimeout(end, SHOWN_MS);
 }
+
+const isNowhere = (focused) => !focused || focused === document.body || !focused.checkVisibility();

