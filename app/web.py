@@ -20,7 +20,7 @@ from app.accounts.retention import Retention
 from app.accounts.sessions import Sessions
 from app.config import Settings
 from app.engine.base import Engine
-from app.errors import BadRequest, NotFound, PonderError
+from app.errors import BadRequest, NotFound, PonderError, StorageFailed
 from app.history.database import Database
 from app.history.people import People
 from app.history.portable.importing import Imports
@@ -46,11 +46,7 @@ def build_services(settings: Settings, engine: Engine) -> Services:
         StorageFailed: the database cannot be opened.
         BadSetting: the server's secret cannot be used.
     """
-    database = Database(settings.resolved_database_url)
-    database.claim()
-    if database.is_quickly_checked:
-        database.check()
-    database.migrate()
+    database = _opened(settings)
     secret = read_secret(settings)
     store, people = Store(database), People(database)
     history = History(store)
@@ -76,6 +72,19 @@ def build_services(settings: Settings, engine: Engine) -> Services:
         imports=imports,
         runs=RunService(settings, engine, history),
     )
+
+
+def _opened(settings: Settings) -> Database:
+    database = Database(settings.resolved_database_url)
+    try:
+        database.claim()
+        if database.is_quickly_checked:
+            database.check()
+        database.migrate()
+    except StorageFailed:
+        database.close()
+        raise
+    return database
 
 
 def build_app(services: Services) -> FastAPI:

@@ -21,16 +21,27 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import BadRequest, BadSetting, StorageFailed
 from app.history import migrating, snapshots
-from app.history.postgresql import is_passing, is_unreachable, lock_migrations, server_engine, with_driver
+from app.history.postgresql import (
+    is_passing,
+    is_stuck_server,
+    is_unreachable,
+    lock_migrations,
+    server_engine,
+    with_driver,
+)
 from app.history.sqlite import (
     Identity,
     damage_in,
     file_engine,
     file_of,
     identity_of,
+    is_damage,
     is_empty,
+    is_stuck_file,
+    is_writable,
     make_empty,
     memory_engine,
+    refuse_lost,
     refuse_network_file_system,
 )
 
@@ -38,6 +49,8 @@ T = TypeVar("T")
 # What is checked before the port is open; more of it would keep people waiting
 _QUICKLY_CHECKED_BYTES = 200 * 1024 * 1024
 _CLAIM_S = 3.0
+# As long as SQLite waits for another process
+_TURN_S = 5.0
 _SHORTEST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _log = logging.getLogger(__name__)
@@ -59,6 +72,8 @@ class Database:
         self.file = file_of(self.url)
         self.is_in_memory = self.is_sqlite and self.file is None
         self.damage = ""
+        # A write failed for a reason that lasts, like a full disk, and none was tried by `is_answering` since
+        self._is_stuck = False
         self._identity: Identity | None = None
         self._claim: FileLock | None = None
         self._unreachable_until = 0.0
@@ -76,7 +91,7 @@ class Database:
         Raises:
             StorageFailed: the database gave an error.
         """
-        turn = self._one_writer if self.is_in_memory else nullcontext()
+        turn = self._turn() if self.is_in_memory else nullcontext()
         with self._storage_errors(), turn, self._readers() as db:
             yield db
 
@@ -88,7 +103,7 @@ class Database:
             StorageFailed: the database gave an error, or is damaged, or its file is gone.
         """
         self._refuse_to_write()
-        turn = self._one_writer if self.is_sqlite else nullcontext()
+        turn = self._turn() if self.is_sqlite else nullcontext()
         with self._storage_errors(), turn, self._writers.begin() as db:
             yield db
 
@@ -143,8 +158,9 @@ class Database:
                     migrating.upgrade(connection)
             else:
                 try:
+                    refuse_lost(self.file, _mark_of(self.file), self._command())
                     make_empty(self.file)
-                    with FileLock(f"{self.file}.lock"):
+                    with FileLock(_mark_of(self.file)):
                         self._migrate_file(self.file)
                 except OSError as error:
                     raise StorageFailed(
@@ -167,9 +183,13 @@ class Database:
         return (self.size_bytes() or 0) <= _QUICKLY_CHECKED_BYTES
 
     def is_answering(self) -> bool:
-        """Whether a query works now, and writing is not known to be impossible."""
+        """Whether a query works now, and writing is not known to be impossible; tried again where it last was."""
         try:
             self._refuse_to_write()
+            if self._is_stuck:
+                with self.writing() as db:
+                    db.connection().exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
+                self._is_stuck = False
             with self.reading() as db:
                 db.connection().exec_driver_sql("SELECT 1")
         except StorageFailed as error:
@@ -257,6 +277,8 @@ class Database:
                 f"Whoever runs the server: {self._remedy()}"
             )
         self._refuse_another_file()
+        if self.file is not None and not is_writable(self.file):
+            raise StorageFailed(_READ_ONLY)
 
     def _refuse_another_file(self) -> None:
         """Connections that are open would go on writing into a file that has lost its name."""
@@ -271,10 +293,22 @@ class Database:
                 "saved. Whoever runs the server: put the file back, or start Ponder again."
             )
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """This process's only turn at writing; whoever waits too long for it is sent away."""
+        if not self._one_writer.acquire(timeout=_TURN_S):
+            raise StorageFailed(_BUSY)
+        try:
+            yield
+        finally:
+            self._one_writer.release()
+
     def _remedy(self) -> str:
+        return f"Stop Ponder, then put a copy back: {self._command()}"
+
+    def _command(self) -> str:
         assert self.file is not None
-        found = snapshots.newest(self.file)
-        return f"Stop Ponder, then put a copy back: python -m app restore {found or 'FILE'}"
+        return f"python -m app restore {snapshots.newest(self.file) or 'FILE'}"
 
     def _name(self) -> str:
         return str(self.file or self.url.render_as_string(hide_password=True))
@@ -295,6 +329,7 @@ class Database:
             # PostgreSQL puts values into the lines behind the first
             cause = str(error.orig).partition("\n")[0]
             _log.error("the database failed: %s", cause)
+            self._note(error, cause)
             if self.is_sqlite or not is_unreachable(error):
                 raise StorageFailed(_sentence(cause)) from error
             if not error.connection_invalidated:
@@ -303,9 +338,24 @@ class Database:
                 self._unreachable_until = time.monotonic() + pause_s
             raise StorageFailed(_UNREACHABLE) from error
 
+    def _note(self, error: DBAPIError, cause: str) -> None:
+        """What an error says of those to come."""
+        self._is_stuck = self._is_stuck or (is_stuck_file(error) if self.is_sqlite else is_stuck_server(error))
+        if self.file is not None and not self.damage and is_damage(error):
+            # Every further write could make it worse
+            self.damage = cause
+            _log.error("the database %s is damaged. %s", self.file, self._remedy())
+
 
 _BUSY = "The database is busy. Your text is still here; try again in a few seconds."
 _UNREACHABLE = "The server cannot reach its database just now. Your text is still here; try again in a few seconds."
+
+_READ_ONLY = "The server may not write to its database. Whoever runs it must make its data folder writable."
+
+
+def _mark_of(file: Path) -> Path:
+    """What lies beside a file as soon as it was made: the lock of those who migrate it."""
+    return Path(f"{file}.lock")
 
 
 def _sentence(cause: str) -> str:
@@ -314,7 +364,7 @@ def _sentence(cause: str) -> str:
     if "locked" in cause or "timeout" in cause or "deadlock" in cause:
         return _BUSY
     if "readonly" in cause or "read-only" in cause:
-        return "The server may not write to its database. Whoever runs it must make its data folder writable."
+        return _READ_ONLY
     if "not there" in cause:
         return "The server's database file is gone. Whoever runs it must put it back, or start Ponder again."
     return "The database could not do this. Your text is still here; try again in a moment."

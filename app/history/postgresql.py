@@ -8,6 +8,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.history.damage import loads
+
 DRIVER = "postgresql+psycopg"
 _LIMITS = {
     "statement_timeout": "5s",
@@ -25,6 +27,8 @@ _CONNECT = {
 }
 # Serialization failure, deadlock, shut down by an admin or a crash, starting up; 08 is the connection itself
 _PASSING = frozenset({"40001", "40P01", "57P01", "57P02", "57P03"})
+# Its disk is full; it is a standby, or was made read-only
+_STUCK = frozenset({"53100", "25006"})
 # Any number will do that nobody else on this server takes: "ponder" as bytes
 _MIGRATION_LOCK = int.from_bytes(b"ponder")
 
@@ -39,7 +43,13 @@ def server_engine(url: URL) -> Engine:
     """An engine whose pool notices connections that died, and lets nobody wait longer than two seconds for one."""
     given: dict[str, Any] = {name: value for name, value in _CONNECT.items() if name not in url.query}
     engine = create_engine(
-        url, connect_args=given, pool_pre_ping=True, pool_timeout=2, pool_recycle=1800, hide_parameters=True
+        url,
+        connect_args=given,
+        pool_pre_ping=True,
+        pool_timeout=2,
+        pool_recycle=1800,
+        hide_parameters=True,
+        json_deserializer=loads,
     )
     event.listen(engine, "connect", _limit)
     return engine
@@ -64,6 +74,11 @@ def is_unreachable(error: DBAPIError) -> bool:
     """Whether the server was not there, as against having refused something."""
     state = _state_of(error)
     return not state or error.connection_invalidated or state.startswith(("08", "57P"))
+
+
+def is_stuck_server(error: DBAPIError) -> bool:
+    """Whether the server cannot write, and will not until somebody does something about it."""
+    return _state_of(error) in _STUCK
 
 
 def _state_of(error: DBAPIError) -> str:

@@ -9,9 +9,11 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from app.errors import StorageFailed
+from app.history.damage import loads
 
 PRAGMAS: dict[str, int | str] = {
     "journal_mode": "wal",
@@ -30,6 +32,10 @@ _MOUNTS = Path("/proc/self/mountinfo")
 # They lose locks or writes that SQLite believes in; a Hugging Face bucket is one of the fuse kind
 _NETWORK_TYPES = ("fuse", "nfs", "9p", "cifs", "smb", "ceph", "afs", "lustre")
 _LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs", "fuse-overlayfs", "fusectl"})
+# Of the disk or the file, not of what was asked; the low byte is the kind of the error
+_STUCK = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+# The whole code: a damaged index of the search has one of its own
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NO_TABLES = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table')"
 
 Identity = tuple[int, int]
@@ -49,7 +55,7 @@ def file_engine(url: URL, file: Path, check: Callable[[], None]) -> Engine:
         check()
         return open_file(file)
 
-    engine = create_engine(url, creator=connect, pool_timeout=2, hide_parameters=True)
+    engine = create_engine(url, creator=connect, pool_timeout=2, hide_parameters=True, json_deserializer=loads)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -91,6 +97,35 @@ def make_empty(file: Path) -> None:
             f"The database {file} cannot be made: {error.strerror}. "
             "Set PONDER_DATA_DIR to a folder that can be written."
         ) from error
+
+
+def refuse_lost(file: Path, mark: Path, command: str) -> None:
+    """A file that was here before is not made anew: nobody would notice that all is gone. `mark` is as old as the file.
+
+    Raises:
+        StorageFailed: the mark is there and the file is not.
+    """
+    # In this order, as another process may be making the two
+    if mark.exists() and not file.exists():
+        raise StorageFailed(
+            f"The database {file} is gone, and it was here before. Put it back, or a copy: {command}. "
+            f"To begin with an empty one, delete {mark}."
+        )
+
+
+def is_writable(file: Path) -> bool:
+    """Whether we may write to it; a file that is not there counts as one, as others see to that."""
+    return not file.exists() or os.access(file, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def is_stuck_file(error: DBAPIError) -> bool:
+    """Whether writing failed for a reason that lasts until somebody does something about it."""
+    return _code_of(error) & 0xFF in _STUCK
+
+
+def is_damage(error: DBAPIError) -> bool:
+    """Whether SQLite found what no program would have written."""
+    return _code_of(error) in _DAMAGE
 
 
 def identity_of(file: Path) -> Identity | None:
@@ -182,6 +217,10 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
         if set_value != value:
             raise sqlite3.OperationalError(f"PRAGMA {name} is {set_value!r} and not {value!r}")
     return connection
+
+
+def _code_of(error: DBAPIError) -> int:
+    return getattr(error.orig, "sqlite_errorcode", 0)
 
 
 def _begin(connection: Connection) -> None:

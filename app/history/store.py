@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import ChangedMeanwhile, NotFound
+from app.history.damage import DAMAGED_MOMENT, figures, known_role, readable_run, report, with_parents_before
 from app.history.database import Database
 from app.history.listing import OPEN_STATES as OPEN_STATES
 from app.history.listing import behind, cursor_of, listed, next_recency
@@ -209,7 +210,7 @@ class Store:
                 .where(MessageTable.conversation_id == row.id)
                 .order_by(MessageTable.position)
             )
-            messages = [_message(message, run) for message, run in found]
+            messages = with_parents_before([_message(message, run) for message, run in found])
         running = next((m.run.id for m in messages if m.run and m.run.state in OPEN_STATES), None)
         return _conversation(row, running), messages
 
@@ -366,11 +367,13 @@ class Store:
             ConversationBusy: a run is open in this conversation.
             TooManyRuns, QuotaUsedUp: the person's allowance has no room for it.
         """
-        with self.database.writing() as db:
+        made: list[Accepted] = []
+
+        def work(db: Session) -> Accepted:
             _lock_person(db, owner_id)
             known = _accepted(db, owner_id, client_key)
             if known is not None:
-                return known
+                return _own(known, made)
             conversation = _owned_conversation(db, owner_id, conversation_id, is_locked=True)
             refuse_a_second_run(db, conversation.id)
             if parent_id is not None:
@@ -392,7 +395,10 @@ class Store:
             if not conversation.title:
                 conversation.title = title_from(text)
                 index_title(db, owner_id, conversation.id, conversation.title)
-            return self._ask(db, conversation, question, client_key, effort, options, moment)
+            made.append(self._ask(db, conversation, question, client_key, effort, options, moment))
+            return made[-1]
+
+        return self.database.transact(work)
 
     def retry(
         self,
@@ -411,18 +417,23 @@ class Store:
             BadRequest: it answers no question.
             ConversationBusy, TooManyRuns, QuotaUsedUp: as in `accept`.
         """
-        with self.database.writing() as db:
+        made: list[Accepted] = []
+
+        def work(db: Session) -> Accepted:
             _lock_person(db, owner_id)
             known = _accepted(db, owner_id, client_key)
             if known is not None:
-                return known
+                return _own(known, made)
             message, _ = _owned_message(db, owner_id, message_id)
             conversation = _owned_conversation(db, owner_id, message.conversation_id, is_locked=True)
             refuse_a_second_run(db, conversation.id)
             question = question_of(db, message)
             moment = now()
             refuse_too_much(db, owner_id, allowance, moment)
-            return self._ask(db, conversation, question, client_key, effort, options, moment)
+            made.append(self._ask(db, conversation, question, client_key, effort, options, moment))
+            return made[-1]
+
+        return self.database.transact(work)
 
     def _ask(
         self,
@@ -481,13 +492,17 @@ class Store:
 
     def start_run(self, run_id: str, model: str) -> str | None:
         """The engine takes it up: whose it is now, or None if it has been deleted meanwhile."""
-        with self.database.writing() as db:
+
+        def work(db: Session) -> str | None:
+            # Running already, where the first of two tries was committed after all
             return db.scalar(
                 update(RunTable)
-                .where(RunTable.id == run_id, RunTable.state == "queued")
+                .where(RunTable.id == run_id, RunTable.state.in_(OPEN_STATES))
                 .values(state="running", model=model)
                 .returning(RunTable.owner_id)
             )
+
+        return self.database.transact(work)
 
     def save(self, run_id: str, written: Written, ending: Ending | None = None) -> str | None:
         """What a run has written so far; with an `ending`, for good. A run that is gone is left alone.
@@ -514,7 +529,8 @@ class Store:
                 "renderer_version": ending.renderer_version,
             }
         found_by = " ".join(terms(written.text, written.reasoning)) if ending is not None else ""
-        with self.database.writing() as db:
+
+        def work(db: Session) -> str | None:
             run = db.execute(
                 select(RunTable.answer_id, RunTable.owner_id, RunTable.conversation_id, RunTable.ended_at).where(
                     RunTable.id == run_id
@@ -523,6 +539,9 @@ class Store:
             if run is None:
                 return None
             db.execute(update(MessageTable).where(MessageTable.id == run.answer_id).values(**texts))
+            if ending is None and db.scalar(select(RunTable.ended_at).where(RunTable.id == run_id)) is not None:
+                db.rollback()  # this waited longer than the end did
+                return None
             db.execute(update(RunTable).where(RunTable.id == run_id).values(**values))
             if ending is None:
                 return None
@@ -532,6 +551,8 @@ class Store:
             count_usage(db, run.owner_id, now(), **{ending.state: 1}, **written.tokens)
             owner_id: str = run.owner_id
             return owner_id
+
+        return self.database.transact(work)
 
     def interrupt_open_runs(self) -> int:
         """At the start: whatever was open when the last process ended is interrupted. How many there were."""
@@ -549,7 +570,8 @@ class Store:
                 .values(search_version=0)
             )
             for owner_id, _, usage in found:
-                tokens = {name: int(usage.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
+                counts = figures(usage)
+                tokens = {name: int(counts.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
                 count_usage(db, owner_id, now(), interrupted=1, **tokens)
         return len(found)
 
@@ -608,7 +630,14 @@ def _accepted(db: Session, owner_id: str, client_key: str) -> Accepted | None:
     return Accepted(*found, is_new=False) if found else None
 
 
+def _own(known: Accepted, made: Sequence[Accepted]) -> Accepted:
+    """What is known is new if this very call made it, in a first try that was committed though it seemed to fail."""
+    return next((own for own in made if own.run_id == known.run_id), known)
+
+
 def _conversation(row: ConversationTable, run_id: str | None) -> Conversation:
+    if row.created_at is DAMAGED_MOMENT or row.updated_at is DAMAGED_MOMENT:
+        report("conversations", row.id)
     return Conversation(
         id=row.id,
         title=row.title,
@@ -623,10 +652,13 @@ def _conversation(row: ConversationTable, run_id: str | None) -> Conversation:
 
 
 def _message(row: MessageTable, run: RunTable | None) -> StoredMessage:
+    role = known_role(row.role, is_answer=run is not None or bool(row.html))
+    if role != row.role or row.created_at is DAMAGED_MOMENT:
+        report("messages", row.id)
     return StoredMessage(
         id=row.id,
         parent_id=row.parent_id,
-        role=row.role,
+        role=role,
         text=row.text,
         reasoning=row.reasoning,
         html=row.html,
@@ -642,14 +674,7 @@ def _run(row: RunTable) -> Run:
         id=row.id,
         conversation_id=row.conversation_id,
         answer_id=row.answer_id,
-        state=row.state,
         model=row.model,
-        effort=row.effort,
-        options=row.options,
-        notes=row.notes,
-        usage=row.usage,
-        timing=row.timing,
-        error_code=row.error_code,
         error_message=row.error_message,
-        last_event=row.last_event,
+        **readable_run(row),
     )

@@ -1,5 +1,9 @@
-"""The tables. Alembic's migrations are made to equal these; a test compares them."""
+"""The tables. Alembic's migrations are made to equal these; a test compares them.
 
+No value in a row keeps the row from being read: what is not what it must be comes as a marker of `damage`.
+"""
+
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -21,6 +25,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from app.history.damage import DAMAGED_MOMENT, DamagedList, DamagedObject
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware datetime in UTC on every database (SQLite forgets the zone)."""
@@ -37,6 +43,62 @@ class UtcDateTime(TypeDecorator[datetime]):
         moment: datetime = value
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any | None], datetime | None] | None:
+        read = super().result_processor(dialect, coltype)
+        assert read is not None
+
+        def read_or_mark(value: Any | None) -> datetime | None:
+            try:
+                return read(value)
+            except (ValueError, TypeError, OverflowError):
+                return DAMAGED_MOMENT
+
+        return read_or_mark
+
+
+class JsonObject(TypeDecorator[dict[str, Any]]):
+    """A JSON object."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> dict[str, Any]:
+        return value if isinstance(value, dict) else DamagedObject()
+
+
+class JsonList(TypeDecorator[list[dict[str, Any]]]):
+    """A JSON list."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> list[dict[str, Any]]:
+        return value if isinstance(value, list) else DamagedList()
+
+
+class Words(TypeDecorator[str]):
+    """What people and models write. SQLite keeps bytes in a column of text if somebody puts them there."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> str:
+        return value if isinstance(value, str) else _decoded(value)
+
+
+class Title(TypeDecorator[str]):
+    """As `Words`, in a column of a fixed length."""
+
+    impl = String(200)
+    cache_ok = True
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> str:
+        return value if isinstance(value, str) else _decoded(value)
+
+
+def _decoded(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
 
 class Table(DeclarativeBase):
     """Base of all tables; constraints have names so that migrations can find them on every database."""
@@ -52,8 +114,8 @@ class Table(DeclarativeBase):
     )
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: UtcDateTime,
-        dict[str, Any]: JSON,
-        list[dict[str, Any]]: JSON,
+        dict[str, Any]: JsonObject,
+        list[dict[str, Any]]: JsonList,
     }
 
 
@@ -182,7 +244,7 @@ class ConversationTable(Table):
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     owner_id: Mapped[str] = mapped_column(Id, ForeignKey("people.id", ondelete="CASCADE"))
-    title: Mapped[str] = mapped_column(String(200))
+    title: Mapped[str] = mapped_column(Title)
     is_pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
     is_archived: Mapped[bool] = mapped_column(default=False, server_default=false())
     recency: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -211,10 +273,10 @@ class MessageTable(Table):
     # Order of writing inside the conversation; times may tie or jump
     position: Mapped[int] = mapped_column(Integer)
     role: Mapped[str] = mapped_column(String(16))
-    text: Mapped[str] = mapped_column(Text, default="")
-    reasoning: Mapped[str] = mapped_column(Text, default="")
-    html: Mapped[str] = mapped_column(Text, default="")
-    reasoning_html: Mapped[str] = mapped_column(Text, default="")
+    text: Mapped[str] = mapped_column(Words, default="")
+    reasoning: Mapped[str] = mapped_column(Words, default="")
+    html: Mapped[str] = mapped_column(Words, default="")
+    reasoning_html: Mapped[str] = mapped_column(Words, default="")
     renderer_version: Mapped[int] = mapped_column(Integer, default=0)
     is_imported: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime]
@@ -246,7 +308,7 @@ class RunTable(Table):
     usage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     timing: Mapped[dict[str, Any]] = mapped_column(default=dict)
     error_code: Mapped[str] = mapped_column(String(64), default="")
-    error_message: Mapped[str] = mapped_column(Text, default="")
+    error_message: Mapped[str] = mapped_column(Words, default="")
     last_event: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]

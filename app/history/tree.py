@@ -1,12 +1,14 @@
 """The tree of a conversation's messages: where a new one goes, which branch is shown."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import BadRequest, ConversationBusy, NotFound
+from app.history.damage import with_parents_before
 from app.history.listing import OPEN_STATES
 from app.history.tables import MessageTable, RunTable
 
@@ -20,6 +22,13 @@ class Node(Protocol):
     def id(self) -> str: ...
     @property
     def parent_id(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    id: str
+    parent_id: str | None
+    role: str
 
 
 _AnyNode = TypeVar("_AnyNode", bound=Node)
@@ -59,13 +68,14 @@ def newest_leaf(db: Session, conversation_id: str, message_id: str) -> str:
         NotFound: the message is not in this conversation.
     """
     rows = db.execute(
-        select(MessageTable.id, MessageTable.parent_id)
+        select(MessageTable.id, MessageTable.parent_id, MessageTable.role)
         .where(MessageTable.conversation_id == conversation_id)
         .order_by(MessageTable.position)
-    ).all()
-    newest_child = {parent_id: child_id for child_id, parent_id in rows}
-    if all(found_id != message_id for found_id, _ in rows):
+    )
+    placed = with_parents_before([_Place(*row) for row in rows])
+    if all(place.id != message_id for place in placed):
         raise NotFound("This message is not here.")
+    newest_child = {place.parent_id: place.id for place in placed}
     leaf_id = message_id
     while leaf_id in newest_child:
         leaf_id = newest_child[leaf_id]
@@ -95,7 +105,7 @@ def require_answer(db: Session, conversation_id: str, parent_id: str) -> None:
         select(MessageTable.id).where(
             MessageTable.id == parent_id,
             MessageTable.conversation_id == conversation_id,
-            MessageTable.role == "assistant",
+            MessageTable.role != "user",
         )
     )
     if found is None:

@@ -146,6 +146,7 @@ async def get_conversation(conversation_id: str, person_id: Person, serving: Ser
     """One conversation with its messages, parents first."""
     store = serving.history.of(conversation_id)
     conversation, messages = store.conversation(person_id, conversation_id)
+    messages = serving.runs.as_written(messages)
     if any(is_stale(message) for message in messages):
         messages = await asyncio.to_thread(freshened, store, messages)
     use = await serving.runs.window_use(person_id, conversation_id)
@@ -231,7 +232,7 @@ async def retry(message_id: str, body: Retry, caller: SomeCaller, serving: Servi
 @router.get("/messages/{message_id}/reasoning")
 async def get_reasoning(message_id: str, person_id: Person, serving: Serving) -> dict[str, Any]:
     """The reasoning behind an answer."""
-    message = serving.history.of(message_id).message(person_id, message_id)
+    (message,) = serving.runs.as_written([serving.history.of(message_id).message(person_id, message_id)])
     return {
         "text": message.reasoning,
         "html": reasoning_html(message),
@@ -265,6 +266,7 @@ def _accepted(accepted: AcceptedRun) -> dict[str, str | int]:
 def _item(conversation: Conversation, serving: Services) -> dict[str, Any]:
     has_end = is_temporary(conversation.id)
     ends_in_s = serving.history.temporary.expires_in_s(conversation.id) if has_end else 0.0
+    run_id = conversation.running_run_id
     return {
         "id": conversation.id,
         "title": conversation.title,
@@ -276,7 +278,7 @@ def _item(conversation: Conversation, serving: Services) -> dict[str, Any]:
         "created_at": conversation.created_at.isoformat(),
         "updated_at": conversation.updated_at.isoformat(),
         "leaf_id": conversation.leaf_id,
-        "running_run_id": conversation.running_run_id,
+        "running_run_id": None if run_id is None or serving.runs.is_over(run_id) else run_id,
     }
 
 

@@ -16,8 +16,8 @@ from app.history.people import Caller
 from app.history.portable import ours
 from app.history.portable.importing import cannot_keep
 from app.history.portable.markdown import as_markdown
-from app.history.store import Store, branch, now
-from app.routes.access import MaybeCaller, MaybePerson, Person, Serving
+from app.history.store import branch, now
+from app.routes.access import MaybeCaller, MaybePerson, Person, Services, Serving
 from app.routes.exported_page import as_page
 from app.routes.guards import MOST_IMPORT_BYTES
 
@@ -42,9 +42,8 @@ async def export_conversation(
     """One conversation as a file; JSON has the whole tree unless only the shown branch is asked for."""
     if branches == "all" and format != "json":
         raise BadRequest("Only JSON has room for all branches. Leave “branch” out, or set “format” to “json”.")
-    store = serving.history.of(conversation_id)
     title, body = await asyncio.to_thread(
-        _exported, store, person_id, conversation_id, format, has_reasoning=reasoning, is_whole=branches != "shown"
+        _exported, serving, person_id, conversation_id, format, has_reasoning=reasoning, is_whole=branches != "shown"
     )
     return Response(body, media_type=_TYPES[format], headers=_headers(title, format))
 
@@ -87,10 +86,11 @@ async def import_file(request: Request, found: MaybeCaller, serving: Serving) ->
 
 
 def _exported(
-    store: Store, person_id: str, conversation_id: str, format: _Format, *, has_reasoning: bool, is_whole: bool
+    serving: Services, person_id: str, conversation_id: str, format: _Format, *, has_reasoning: bool, is_whole: bool
 ) -> tuple[str, bytes]:
     """The title of a conversation, and its file."""
-    conversation, messages = store.conversation(person_id, conversation_id)
+    conversation, messages = serving.history.of(conversation_id).conversation(person_id, conversation_id)
+    messages = serving.runs.as_written(messages)
     shown = branch(messages, conversation.leaf_id)
     if format == "json":
         found = messages if is_whole else shown

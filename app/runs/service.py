@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from app.config import Settings
@@ -32,11 +32,11 @@ from app.runs.live import LiveRun, Options, Order, run_of, unavailable
 from app.runs.log import Event
 from app.runs.shown import answer_html, reasoning_html
 
-_TICK_S = 0.2
-_TICKS_PER_SAVE = 5
-_TICKS_PER_SWEEP = 25
+_SHOW_EVERY_S = 0.2
+_SAVE_EVERY_S = 1.0
+_SAVES_PER_SWEEP = 5
 _KEEP_LOG_S = 60.0
-_SAVE_AGAIN_S = 5
+_SAVE_AGAIN_S = 5.0
 _LONG_REPLAY = 200
 _NEXT_MESSAGE_TOKENS = 200
 _NO_LIMIT = Allowance()
@@ -72,6 +72,7 @@ class RunService:
         self._live: dict[str, LiveRun] = {}
         self._waiting: deque[LiveRun] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._unsaved: dict[str, LiveRun] = {}
         self._window_use: dict[tuple[str, str], WindowUse] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -85,7 +86,8 @@ class RunService:
             _log.info("%d runs were interrupted when the last process ended; their text is kept", interrupted)
         await self._engine.start()
         self._spawn(self._read_engine())
-        self._spawn(self._tick())
+        self._spawn(self._show())
+        self._spawn(self._keep())
 
     async def close(self) -> None:
         """End every run as interrupted, its text kept, then the engine. Calling it again does nothing."""
@@ -135,6 +137,7 @@ class RunService:
         known = store.accepted(owner_id, client_key)
         if known is not None:
             return self._as_accepted(known)
+        await self._save_ends_in(conversation_id)
         conversation, messages = store.conversation(owner_id, conversation_id)
         _refuse_a_second_run(conversation)
         parent_id = parent_id if is_parent_given else conversation.leaf_id
@@ -174,7 +177,9 @@ class RunService:
         known = store.accepted(owner_id, client_key)
         if known is not None:
             return self._as_accepted(known)
-        conversation, messages = store.conversation(owner_id, store.conversation_of(owner_id, message_id))
+        conversation_id = store.conversation_of(owner_id, message_id)
+        await self._save_ends_in(conversation_id)
+        conversation, messages = store.conversation(owner_id, conversation_id)
         _refuse_a_second_run(conversation)
         to_question = branch(messages, message_id)
         if to_question[-1].role != "user":
@@ -237,7 +242,15 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        return self._history.of(run_id).run(owner_id, run_id), self.place(run_id)
+        return self._with_end(self._history.of(run_id).run(owner_id, run_id)), self.place(run_id)
+
+    def is_over(self, run_id: str) -> bool:
+        """Whether a run has ended that the database still takes for open."""
+        return run_id in self._unsaved
+
+    def as_written(self, messages: Sequence[StoredMessage]) -> list[StoredMessage]:
+        """The messages with the ends of runs that the database has not taken yet, from memory."""
+        return [self._as_written(message) for message in messages]
 
     async def order(self, owner_id: str, run_id: str, order: Order) -> None:
         """Stop a run, or have it answer now. Orders that come too late are ignored.
@@ -444,6 +457,8 @@ class RunService:
     async def _settle(self, run: LiveRun) -> None:
         """Put the end of a run into the database, tell its readers, forget it after a while."""
         is_saved = await self._save_end(run)
+        if not is_saved:
+            self._unsaved[run.id] = run
         run.say_done()
         if is_saved:
             asyncio.get_running_loop().call_later(_KEEP_LOG_S, self._live.pop, run.id, None)
@@ -459,12 +474,54 @@ class RunService:
 
     async def _save_end_later(self, run: LiveRun) -> None:
         """The database did not take the end of a run: it stays in memory until it does."""
-        _log.error("the end of run %s could not be saved; trying again every %d s", run.id, _SAVE_AGAIN_S)
-        is_saved = False
-        while not is_saved:
+        _log.error("the end of run %s could not be saved; trying again every %g s", run.id, _SAVE_AGAIN_S)
+        while run.id in self._unsaved:
             await asyncio.sleep(_SAVE_AGAIN_S)
-            is_saved = await self._save_end(run)
+            if await self._save_end(run):
+                self._unsaved.pop(run.id, None)
+        _log.info("the end of run %s is saved", run.id)
         self._live.pop(run.id, None)
+
+    async def _save_ends_in(self, conversation_id: str) -> None:
+        """Before a conversation goes on, all of it must be in the database."""
+        for run in [run for run in self._unsaved.values() if run.conversation_id == conversation_id]:
+            if not await self._save_end(run):
+                raise StorageFailed(
+                    "The last answer could not be saved yet. Your text is still here; try again in a few seconds."
+                )
+            self._unsaved.pop(run.id, None)
+
+    def _as_written(self, message: StoredMessage) -> StoredMessage:
+        run = self._unsaved.get(message.run.id) if message.run else None
+        if run is None or message.run is None:
+            return message
+        written, ending = run.written(), run.ending()
+        return replace(
+            message,
+            text=written.text,
+            reasoning=written.reasoning,
+            html=ending.html,
+            reasoning_html=ending.reasoning_html,
+            renderer_version=ending.renderer_version,
+            run=self._with_end(message.run),
+        )
+
+    def _with_end(self, stored: Run) -> Run:
+        run = self._unsaved.get(stored.id)
+        if run is None:
+            return stored
+        written, ending = run.written(), run.ending()
+        return replace(
+            stored,
+            state=ending.state,
+            model=run.model or stored.model,
+            notes=written.notes,
+            usage=written.usage,
+            timing=written.timing,
+            error_code=ending.error_code,
+            error_message=ending.error_message,
+            last_event=written.last_event,
+        )
 
     async def _read_engine(self) -> None:
         async for batch in self._engine.events():
@@ -479,21 +536,27 @@ class RunService:
         else:
             self._advance()
 
-    async def _tick(self) -> None:
-        """Show tails and figures five times a second, save the text once a second."""
+    async def _show(self) -> None:
+        """Show tails and figures five times a second, also while the database keeps writers waiting."""
+        while True:
+            await asyncio.sleep(_SHOW_EVERY_S)
+            for run in self._running_now():
+                run.show()
+
+    async def _keep(self) -> None:
+        """Save the text once a second; now and then end temporary conversations."""
         count = 0
         while True:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(_SAVE_EVERY_S)
             count += 1
-            for run_id in list(self._running):
-                run = self._live.get(run_id)
-                if run is None:
-                    continue
-                run.show()
-                if count % _TICKS_PER_SAVE == 0 and run.saved_event != run.log.last_seq:
+            for run in self._running_now():
+                if run.saved_event != run.log.last_seq:
                     await self._save(run)
-            if count % _TICKS_PER_SWEEP == 0:
+            if count % _SAVES_PER_SWEEP == 0:
                 await self.end_temporary()
+
+    def _running_now(self) -> list[LiveRun]:
+        return [self._live[run_id] for run_id in list(self._running) if run_id in self._live]
 
     async def _save(self, run: LiveRun) -> None:
         saved_event = run.log.last_seq

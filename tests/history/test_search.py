@@ -25,6 +25,7 @@ from app.history.search import (
     indexer,
     move_entries,
 )
+from app.history.search.terms import terms
 from app.history.store import new_id
 from app.history.tables import ConversationTable, MessageTable, RunTable, SearchEntryTable
 
@@ -342,14 +343,32 @@ def test_the_background_wakes_when_it_is_nudged(world: World) -> None:
 
 
 @pytest.mark.only_on("sqlite")
-def test_a_conversation_that_cannot_be_read_keeps_no_other_from_being_found(world: World) -> None:
-    broken, sound = world.conversation("broken", version=0), world.conversation("sound", version=0)
-    world.message(broken, "needle", is_indexed=False)
-    message = world.message(sound, "needle", is_indexed=False)
+def test_a_message_whose_row_is_damaged_is_found_all_the_same(world: World) -> None:
+    talk = world.conversation("title", version=0)
+    message = world.message(talk, "needle", is_indexed=False)
     with world.database.writing() as db:
-        db.execute(
-            text("UPDATE messages SET created_at = 'some day' WHERE conversation_id = :broken"), {"broken": broken}
-        )
+        db.execute(text("UPDATE messages SET created_at = 'some day' WHERE id = :id"), {"id": message})
+    background = Indexer(world.database)
+    while background.index_some():
+        pass
+    found = world.search.find(world.owner, "needle")
+    assert [hit.message_id for hit in found.hits] == [message]
+    assert found.is_complete
+
+
+def test_a_conversation_that_cannot_be_read_keeps_no_other_from_being_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = world.conversation("broken", version=0), world.conversation("sound", version=0)
+    world.message(broken, "needle that cannot be read", is_indexed=False)
+    message = world.message(sound, "needle", is_indexed=False)
+
+    def failing(*texts: str) -> list[str]:
+        if any("cannot be read" in text for text in texts):
+            raise ValueError
+        return terms(*texts)
+
+    monkeypatch.setattr(indexer, "terms", failing)
     background = Indexer(world.database)
     while background.index_some():
         pass
