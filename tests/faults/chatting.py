@@ -1,6 +1,7 @@
 """A person at a running Ponder, over HTTP alone; and what goes wrong around it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import httpx
 from tests.live import LiveServer
 from tests.people import OWN_PAGE
 
+ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 60.0
 _HOLD = """
 import sqlite3, sys
@@ -113,6 +115,19 @@ def until(check: Callable[[], object]) -> None:
     while not check():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+def command(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What an operator types."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PONDER_DATA_DIR": str(data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_S,
+        check=False,
+    )
 
 
 def refused(response: httpx.Response, *, saying: str = "") -> None:
