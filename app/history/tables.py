@@ -239,7 +239,12 @@ class ConversationTable(Table):
             postgresql_where=_PRESENT,
         ),
         Index("ix_conversations_deleted", "deleted_at", sqlite_where=_DELETED, postgresql_where=_DELETED),
-        Index("ix_conversations_search_version", "search_version"),
+        Index(
+            "ix_conversations_search_version",
+            "search_version",
+            sqlite_where=_PRESENT,
+            postgresql_where=_PRESENT,
+        ),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True)
