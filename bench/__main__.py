@@ -1,6 +1,6 @@
 """`make bench`: every figure that needs no GPU, in one run."""
 
-from bench import login, page, render, server, streamer
+from bench import history, login, page, render, server, streamer
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
         ("Server", server.main),
         ("Login", login.main),
         ("Page", page.main),
+        ("History", history.main),
     ):
         print(f"\n## {name}", flush=True)
         part()
