@@ -1,7 +1,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.browser_setup import LAUNCH, system_chromium
 from tests.live import LiveServer
@@ -9,6 +9,8 @@ from tests.live import LiveServer
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 Opens = Callable[..., Page]
+# A busy machine is slow, and no test here is about speed
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="module")

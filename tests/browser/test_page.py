@@ -62,6 +62,7 @@ def test_enter_sends_and_shift_enter_breaks_the_line(live_server: LiveServer, op
     expect(page.locator("#question textarea")).to_have_value("one\ntwo")
     page.keyboard.press("Enter")
     expect(page.locator(".question p")).to_have_text("one\ntwo")
+    answer(page)
     assert len(live_server.engine.requests) == 1
 
 
