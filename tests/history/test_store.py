@@ -90,6 +90,16 @@ def test_saving_a_run_that_was_deleted_does_nothing(store: Store, owner: str) ->
         store.message(owner, accepted.answer_id)
 
 
+def test_what_was_written_so_far_never_comes_over_the_end(store: Store, owner: str) -> None:
+    conversation = store.add_conversation(owner)
+    accepted = accept(store, owner, conversation.id)
+    end(store, accepted.run_id, "Because.")
+    store.save(accepted.run_id, Written("Bec", "", [], {}, {}, 1))
+    message = store.message(owner, accepted.answer_id)
+    assert message.run is not None
+    assert (message.text, message.run.state, message.run.last_event) == ("Because.", "done", 9)
+
+
 def test_runs_that_were_open_when_the_process_ended_are_interrupted(store: Store, owner: str) -> None:
     conversation = store.add_conversation(owner)
     accepted = accept(store, owner, conversation.id)
