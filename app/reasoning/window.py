@@ -1,5 +1,6 @@
 """Fit a conversation into the context window: the oldest turns go first, the question never does."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,8 @@ from app.engine.base import Message, ModelProfile
 from app.errors import PromptTooLong
 
 _LEAST_THINKING = 2048
+_CHARS_PER_TOKEN = 4.0
+_GUESSES = 6
 
 
 class _Prompts(Protocol):
@@ -43,22 +46,24 @@ async def fit(
     limit = profile.context_window - room_to_write(profile) - spare_tokens
     starts = [index for index, message in enumerate(messages) if message.role == "user"]
     head = [Message("system", system)] if system else []
+    chars = _chars_from(starts, messages)
 
     async def ids_from(turn: int) -> tuple[int, ...]:
         return await engine.prompt([*head, *messages[starts[turn] :]])
 
-    whole = await ids_from(0)
-    if len(whole) <= limit:
-        return FittedPrompt(whole, 0)
-    low, high = 1, len(starts) - 1
+    low, high = 0, len(starts) - 1
     best: FittedPrompt | None = None
+    chars_per_token, tries = _CHARS_PER_TOKEN, 0
     while low <= high:
-        middle = (low + high) // 2
-        ids = await ids_from(middle)
+        # Where it will fit is guessed by the characters, as encoding what is far too long takes long
+        guess = next((turn for turn in range(low, high) if chars[turn] <= limit * chars_per_token), high)
+        turn = guess if tries < _GUESSES else (low + high) // 2
+        ids = await ids_from(turn)
         if len(ids) <= limit:
-            best, high = FittedPrompt(ids, middle), middle - 1
+            best, high = FittedPrompt(ids, turn), turn - 1
         else:
-            low = middle + 1
+            low = turn + 1
+        chars_per_token, tries = chars[turn] / max(1, len(ids)), tries + 1
     if best is not None:
         return best
     if spare_tokens:
@@ -70,3 +75,9 @@ async def fit(
         tokens=alone,
         limit_tokens=limit,
     )
+
+
+def _chars_from(starts: Sequence[int], messages: Sequence[Message]) -> list[int]:
+    """How many characters each turn has together with all behind it."""
+    behind = list(itertools.accumulate((len(message.text) for message in reversed(messages)), initial=0))
+    return [behind[len(messages) - start] for start in starts]
