@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from app.errors import ChangedMeanwhile, NotFound
 from app.history.damage import DAMAGED_MOMENT, figures, known_role, readable_run, report, with_parents_before
 from app.history.database import Database
+from app.history.listing import IS_OPEN, ListedRow, cursor_of, listed, next_recency, page
 from app.history.listing import OPEN_STATES as OPEN_STATES
-from app.history.listing import behind, cursor_of, listed, next_recency
 from app.history.search.index import SEARCH_VERSION, index_message, index_title, put_entry
 from app.history.search.terms import terms
 from app.history.tables import ConversationTable, MessageTable, PersonTable, RunTable
@@ -188,13 +188,10 @@ class Store:
         Raises:
             BadRequest: the cursor is none of ours.
         """
-        query = listed(owner_id, is_archived=is_archived).limit(limit + 1)
-        if cursor is not None:
-            query = behind(query, cursor)
         with self.database.reading() as db:
-            found = db.execute(query).all()
-        page = [_conversation(row, run_id) for row, run_id in found[:limit]]
-        return page, cursor_of(found[limit - 1][0]) if len(found) > limit else None
+            found = page(db, owner_id, cursor, limit + 1, is_archived=is_archived)
+        shown = [_conversation(row, row.run_id) for row in found[:limit]]
+        return shown, cursor_of(found[limit - 1]) if len(found) > limit else None
 
     def conversation(self, owner_id: str, conversation_id: str) -> tuple[Conversation, list[StoredMessage]]:
         """One conversation with all its messages, parents first.
@@ -226,9 +223,9 @@ class Store:
 
     def items(self, owner_id: str, conversation_ids: Sequence[str]) -> list[Conversation]:
         """Those of these conversations that are there and theirs, in no order."""
-        query = listed(owner_id).where(ConversationTable.id.in_(conversation_ids))
+        query = listed().where(ConversationTable.id.in_(conversation_ids))
         with self.database.reading() as db:
-            return [_conversation(row, run_id) for row, run_id in db.execute(query)]
+            return [_conversation(row, row.run_id) for row in db.execute(query, {"owner_id": owner_id})]
 
     def change_conversation(self, owner_id: str, conversation_id: str, changes: Changes) -> Conversation:
         """Rename, pin, archive, show another branch: the newest leaf below `leaf_id`.
@@ -612,9 +609,7 @@ def _lock_person(db: Session, person_id: str) -> None:
 
 
 def open_run(db: Session, conversation_id: str) -> str | None:
-    return db.scalar(
-        select(RunTable.id).where(RunTable.conversation_id == conversation_id, RunTable.state.in_(OPEN_STATES))
-    )
+    return db.scalar(select(RunTable.id).where(RunTable.conversation_id == conversation_id, IS_OPEN))
 
 
 def _can_be_restored(owner_id: str) -> tuple[ColumnElement[bool], ...]:
@@ -635,7 +630,7 @@ def _own(known: Accepted, made: Sequence[Accepted]) -> Accepted:
     return next((own for own in made if own.run_id == known.run_id), known)
 
 
-def _conversation(row: ConversationTable, run_id: str | None) -> Conversation:
+def _conversation(row: ConversationTable | ListedRow, run_id: str | None) -> Conversation:
     if row.created_at is DAMAGED_MOMENT or row.updated_at is DAMAGED_MOMENT:
         report("conversations", row.id)
     return Conversation(

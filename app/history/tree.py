@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import BadRequest, ConversationBusy, NotFound
 from app.history.damage import with_parents_before
-from app.history.listing import OPEN_STATES
+from app.history.listing import IS_OPEN
 from app.history.tables import MessageTable, RunTable
 
 _TITLE_CHARS = 60
@@ -88,9 +88,7 @@ def refuse_a_second_run(db: Session, conversation_id: str) -> None:
     Raises:
         ConversationBusy: one is open.
     """
-    run_id = db.scalar(
-        select(RunTable.id).where(RunTable.conversation_id == conversation_id, RunTable.state.in_(OPEN_STATES))
-    )
+    run_id = db.scalar(select(RunTable.id).where(RunTable.conversation_id == conversation_id, IS_OPEN))
     if run_id is not None:
         raise ConversationBusy("The last message is still being answered. Wait for it, or stop it.", run_id=run_id)
 

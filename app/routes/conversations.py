@@ -149,7 +149,7 @@ async def get_conversation(conversation_id: str, person_id: Person, serving: Ser
     messages = serving.runs.as_written(messages)
     if any(is_stale(message) for message in messages):
         messages = await asyncio.to_thread(freshened, store, messages)
-    use = await serving.runs.window_use(person_id, conversation_id)
+    use = await serving.runs.window_use(conversation, messages)
     context = (
         {
             "used_tokens": use.used_tokens,

@@ -347,14 +347,9 @@ class RunService:
         async for batch in run.log.follow(after):
             yield batch
 
-    async def window_use(self, owner_id: str, conversation_id: str) -> WindowUse | None:
-        """How full the window is before the next message; None while the model is not there.
-
-        Raises:
-            NotFound: no such conversation, or not this person's.
-        """
+    async def window_use(self, conversation: Conversation, messages: Sequence[StoredMessage]) -> WindowUse | None:
+        """How full the window is before a conversation's next message; None while the model is not there."""
         profile = self._engine.profile
-        conversation, messages = self._history.of(conversation_id).conversation(owner_id, conversation_id)
         if profile is None or conversation.running_run_id is not None or conversation.leaf_id is None:
             return None
         key = (conversation.leaf_id, profile.name)

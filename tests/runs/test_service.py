@@ -359,7 +359,7 @@ def test_a_conversation_that_outgrows_the_window_leaves_out_its_oldest_turns_and
             done = await world.until(accepted.run_id, "done")
             notes = [note["kind"] for note in done.content["notes"]]
             assert notes == (["turns_left_out"] if announced else [])
-            use = await world.runs.window_use(world.owner, world.conversation)
+            use = await world.runs.window_use(*world.store.conversation(world.owner, world.conversation))
             assert use is not None
             announced = use.turns_left_out_next
         assert announced

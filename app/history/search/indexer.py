@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import StorageFailed
 from app.history.database import Database
-from app.history.listing import OPEN_STATES
+from app.history.listing import IS_OPEN
 from app.history.search.index import SEARCH_VERSION, Entry, add_entry, index_title, is_outdated, put_entry
 from app.history.search.terms import terms
 from app.history.tables import ConversationTable, MessageTable, RunTable, SearchEntryTable
@@ -90,7 +90,7 @@ class Indexer:
 
     def _parts(self, limit: int) -> list[_Part]:
         """What is to be written next. Texts do not change any more, so their terms are found before anybody waits."""
-        is_open = exists().where(RunTable.conversation_id == ConversationTable.id, RunTable.state.in_(OPEN_STATES))
+        is_open = exists().where(RunTable.conversation_id == ConversationTable.id, IS_OPEN)
         query = (
             select(ConversationTable.id)
             .where(
