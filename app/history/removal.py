@@ -31,17 +31,16 @@ def remove_conversations(database: Database, which: ColumnElement[bool]) -> int:
             ids = db.scalars(select(ConversationTable.id).where(which).limit(_CONVERSATIONS)).all()
             if not ids:
                 return removed
-            # Children have later positions than their parents: from the end, no row takes others along
-            last = (
+            # Children have later positions than their parents: from the end, no row takes others along than these
+            last = db.scalars(
                 select(MessageTable.id)
                 .where(MessageTable.conversation_id.in_(ids))
                 .order_by(MessageTable.position.desc())
                 .limit(_MESSAGES)
-            )
-            gone = db.execute(
-                delete(MessageTable).where(MessageTable.id.in_(last.scalar_subquery())).returning(MessageTable.id)
             ).all()
-            if len(gone) < _MESSAGES:
+            db.execute(delete(MessageTable).where(MessageTable.id.in_(last)))
+            # What a row took along is not counted by the database; SQLite goes no deeper than a thousand rows
+            if len(last) < _MESSAGES:
                 db.execute(delete(ConversationTable).where(ConversationTable.id.in_(ids)))
                 removed += len(ids)
 

@@ -270,11 +270,12 @@ def test_many_conversations_and_long_ones_are_removed_whole(store: Store, owner:
         store.add_conversation(owner)
     with store.database.writing() as db:
         parent = None
-        for position in range(1, 1203):
+        for position in range(1, 3003):
+            message_id = f"{position % 7}-{position}"  # in an order of its own, as ids are
             role = "user" if position % 2 else "assistant"
             db.add(
                 MessageTable(
-                    id=f"m{position}",
+                    id=message_id,
                     conversation_id=long,
                     parent_id=parent,
                     position=position,
@@ -283,7 +284,7 @@ def test_many_conversations_and_long_ones_are_removed_whole(store: Store, owner:
                 )
             )
             db.flush()
-            parent = f"m{position}"
+            parent = message_id
     assert remove_conversations(store.database, ConversationTable.owner_id == owner) == 46
     assert rows(store, ConversationTable, MessageTable) == [0, 0]
 
