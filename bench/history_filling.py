@@ -46,7 +46,7 @@ class Filled:
     conversations: int = 0
     big_conversations: int = 0
     # Cookies: the one of who has thousands of conversations, and some of the others
-    big: str = "guest-big"
+    big: str = "a-big"
     others: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     rare: dict[str, list[str]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Written:
     entries: list[tuple[Any, ...]]
 
 
-PEOPLE = ("id", "kind", "created_at")
+PEOPLE = ("id", "kind", "username", "username_key", "created_at")
 SESSIONS = ("token_hash", "id", "person_id", "agent", "created_at", "last_seen_at")
 CONVERSATIONS = (
     *("id", "owner_id", "title", "is_pinned", "is_archived", "recency", "version", "search_version", "leaf_id"),
@@ -109,14 +109,16 @@ class Mix:
         self.cookies = {self.owners[0]: self.filled.big}
         owners_with = {owner for owner, _, is_opened in self._plan if is_opened} - {self.owners[0]}
         for number, owner in enumerate([*sorted(owners_with), *self.owners[1:]][: _SESSIONS + len(owners_with)]):
-            self.cookies.setdefault(owner, f"guest-{number}")
+            self.cookies.setdefault(owner, f"a-{number}")
         self.filled.others = [cookie for cookie in self.cookies.values() if cookie != self.filled.big]
         self.filled.conversations = conversations
         self.filled.messages = sum(sizes)
         self.filled.big_conversations = big
 
     def people(self) -> list[tuple[Any, ...]]:
-        return [(owner, "guest", _moment(_BEGAN)) for owner in self.owners]
+        # Guests who are not here any more would be removed while others ask
+        began = _moment(_BEGAN)
+        return [(owner, "account", f"person{n}", f"person{n}", began) for n, owner in enumerate(self.owners)]
 
     def sessions(self) -> list[tuple[Any, ...]]:
         moment = _moment(datetime.now(UTC))

@@ -25,6 +25,9 @@ from app.accounts.keys import hash_of
 _ROOT = Path(__file__).parents[1]
 _CONNECTIONS = 64
 _START_S = 180.0
+_MOST_HEAD_BYTES = 2**20
+# A server hangs up on connections that are not used for five seconds
+_IDLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +119,19 @@ async def _ask_all(url: str, asks: Sequence[Ask], rate: float) -> list[Answer]:
 
 async def _connection(url: str, due: "asyncio.Queue[tuple[float, Ask] | None]", found: list[Answer]) -> None:
     where = urlsplit(url)
-    reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=2**24)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=_MOST_HEAD_BYTES)
+    used_at = time.monotonic()
     while (some := await due.get()) is not None:
         moment, ask = some
-        writer.write(f"GET {ask.path} HTTP/1.1\r\nHost: {where.netloc}\r\nCookie: ponder={ask.cookie}\r\n\r\n".encode())
+        if time.monotonic() - used_at > _IDLE_S:
+            writer.close()
+            reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=_MOST_HEAD_BYTES)
+        writer.write(
+            f"GET {ask.path} HTTP/1.1\r\nHost: {where.netloc}\r\nCookie: ponder={ask.cookie}\r\n\r\n".encode()
+        )
         head = await reader.readuntil(b"\r\n\r\n")
         size = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         await reader.readexactly(size)
-        found.append(Answer(ask.kind, time.monotonic() - moment, int(head[9:12]), size))
+        used_at = time.monotonic()
+        found.append(Answer(ask.kind, used_at - moment, int(head[9:12]), size))
     writer.close()
