@@ -1,6 +1,7 @@
 """Start Ponder: settings, app, and a server that lets runs and readers go before it ends."""
 
 import argparse
+import gc
 import logging
 import signal
 import socket
@@ -54,6 +55,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # What is there by now stays: looking through all of it for garbage would hold everybody up for 0.2 s
+            gc.collect()
+            gc.freeze()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
             sys.stdout.write(f"\n  Ponder is at http://{shown}:{port}\n\n")
