@@ -78,7 +78,10 @@ class Database:
         self._claim: FileLock | None = None
         self._unreachable_until = 0.0
         self.engine = self._engine()
-        self._readers = sessionmaker(self.engine, expire_on_commit=False)
+        # On PostgreSQL each statement sees what is committed by then, in a transaction or not: beginning and ending one
+        # would cost two more ways to the server
+        reading = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._readers = sessionmaker(self.engine.execution_options(**reading), expire_on_commit=False)
         self._writers = sessionmaker(self.engine.execution_options(is_writer=True), expire_on_commit=False)
         self._one_writer = threading.Lock()
 
