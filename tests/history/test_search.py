@@ -257,7 +257,9 @@ def test_a_conversation_is_once_on_a_page_with_its_newest_hit(world: World) -> N
     assert world.ids("needle") == [alone, newest]
 
 
-def test_pages_go_through_everything_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("walks", [1, 3, 100])
+def test_pages_go_through_everything_once(world: World, monkeypatch: pytest.MonkeyPatch, walks: int) -> None:
+    monkeypatch.setattr(find, "_WALKS", walks)
     monkeypatch.setattr(find, "_CANDIDATES", 7)
     monkeypatch.setattr(find, "_AT_ONCE", 3)
     monkeypatch.setattr(find, "_WALKED", 5)
@@ -287,6 +289,21 @@ def test_a_page_of_a_busy_conversation_ends_and_the_next_goes_on(world: World, m
         seen += [hit.message_id for hit in page.hits]
         cursor = page.next_cursor
     assert seen[-1] == older
+
+
+def test_a_common_word_is_walked_to_only_so_far_for_a_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_WALKED", 5)
+    monkeypatch.setattr(find, "_WALKS", 2)
+    older = world.said("needle")
+    busy = world.conversation()
+    for _ in range(20):
+        world.message(busy, "needle")
+    first = world.search.find(world.owner, "needl")
+    assert [hit.conversation_id for hit in first.hits] == [busy]
+    second = world.search.find(world.owner, "needl", first.next_cursor)
+    third = world.search.find(world.owner, "needl", second.next_cursor)
+    assert [hit.message_id for hit in third.hits] == [older]
+    assert third.next_cursor is None
 
 
 def test_the_last_page_says_that_it_is_the_last(world: World) -> None:

@@ -1,10 +1,9 @@
 """Finding: newest first, what is the asker's alone, a bounded amount of work a page."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from sqlalchemy import and_, func, select, text
 from sqlalchemy.orm import Session
@@ -20,11 +19,11 @@ _QUERY_CHARS = 1000
 _QUERY_WORDS = 32
 # So many entries are looked at for a page at most: beyond, the page is short and its cursor goes on from there
 _CANDIDATES = 2000
-_AT_ONCE = 10
+_AT_ONCE = 250
 # So many of the newest are walked through, and as many again while so many of them are found
 _WALKED = 1000
 _COMMON = 4
-_WALKS = 5
+_WALKS = 8
 _END = 2**63 - 1
 
 _UNINDEXED = select(ConversationTable.id).where(is_outdated(), ConversationTable.deleted_at.is_(None)).limit(1)
@@ -93,32 +92,33 @@ class Search:
             is_complete = db.scalar(_UNINDEXED) is None
             if not wanted:
                 return Found([], None, is_complete)
-            ids = _ids(db, owner_id, wanted, before, is_sqlite=self._database.is_sqlite)
+            ids = _Ids(db, owner_id, wanted, before, is_sqlite=self._database.is_sqlite)
             hits, last = self._page(db, owner_id, wanted, ids, limit)
         return Found(hits, str(last) if last is not None else None, is_complete)
 
     def _page(
-        self, db: Session, owner_id: str, wanted: list[Needle], ids: Iterator[int], limit: int
+        self, db: Session, owner_id: str, wanted: list[Needle], found: "_Ids", limit: int
     ) -> tuple[list[Hit], int | None]:
         """A page of hits, and the last id it went through if there is more behind it."""
         hits: dict[str, Hit] = {}
+        ids = iter(found)
         looked_at = 0
-        while some := list(islice(ids, max(_AT_ONCE, limit - len(hits)))):
+        while some := list(islice(ids, _AT_ONCE if looked_at else limit)):
             rows = _rows(db, owner_id, some)
-            for number, entry_id in enumerate(some, 1):
-                row = rows.get(entry_id)
+            texts = _Texts(db, rows, hits, limit)
+            for number, row in enumerate(rows, 1):
                 if row is None or row.conversation_id in hits:
                     continue
-                hit = _hit(db, row, wanted)
+                hit = _hit(row, texts.of(row), wanted)
                 if hit is not None:
                     hits[row.conversation_id] = hit
                 if len(hits) == limit:
                     has_more = number < len(some) or next(ids, None) is not None
-                    return list(hits.values()), entry_id if has_more else None
+                    return list(hits.values()), some[number - 1] if has_more else None
             looked_at += len(some)
             if looked_at >= _CANDIDATES and next(ids, None) is not None:
                 return list(hits.values()), some[-1]
-        return list(hits.values()), None
+        return list(hits.values()), found.left_at
 
 
 def _before(cursor: str | None) -> int:
@@ -129,56 +129,70 @@ def _before(cursor: str | None) -> int:
     return int(cursor)
 
 
-def _ids(db: Session, owner_id: str, wanted: list[Needle], before: int, *, is_sqlite: bool) -> Iterator[int]:
-    """Entries that have every term, newest first, found as they are asked for.
+class _Ids:
+    """Entries that have every term, newest first, found as they are asked for; `left_at` is where it had enough.
 
     An index collects all that begins with a prefix before it gives the first, and GIN all that has a word. So the
     newest entries are walked through first: what is common is found there, and what is not is rare enough to collect.
     """
-    if is_sqlite and not _prefixes(wanted):
-        yield from _ids_of_fts5(db, owner_id, wanted, before)
-        return
-    for _ in range(1 if is_sqlite else _WALKS):
-        rows = _walk(db, owner_id, wanted, before, func.instr if is_sqlite else func.strpos)
-        found = [entry_id for entry_id, is_found in rows if is_found]
-        yield from found
-        if len(rows) < _WALKED:
-            return
-        before = rows[-1][0]
-        if len(found) < _COMMON:
-            break
-    yield from (_ids_of_fts5 if is_sqlite else _ids_of_gin)(db, owner_id, wanted, before)
 
+    def __init__(self, db: Session, owner_id: str, wanted: list[Needle], before: int, *, is_sqlite: bool) -> None:
+        self.left_at: int | None = None
+        self._db = db
+        self._owner_id = owner_id
+        self._wanted = wanted
+        self._before = before
+        self._is_sqlite = is_sqlite
 
-def _walk(
-    db: Session, owner_id: str, wanted: list[Needle], before: int, place: Callable[..., Any]
-) -> list[tuple[int, bool]]:
-    newest = (
-        select(SearchEntryTable.id, (" " + SearchEntryTable.terms + " ").label("terms"))
-        .where(SearchEntryTable.owner_id == owner_id, SearchEntryTable.id < before)
-        .order_by(SearchEntryTable.id.desc())
-        .limit(_WALKED)
-        .subquery()
-    )
-    parts = [f" {term} " for term in _terms(wanted)] + [f" {prefix}" for prefix in _prefixes(wanted)]
-    is_found = and_(*(place(newest.c.terms, part) > 0 for part in parts))
-    return [(row[0], bool(row[1])) for row in db.execute(select(newest.c.id, is_found).order_by(newest.c.id.desc()))]
+    def __iter__(self) -> Iterator[int]:
+        if self._is_sqlite and not _prefixes(self._wanted):
+            return self._of_fts5()
+        return self._walked()
 
+    def _walked(self) -> Iterator[int]:
+        for _ in range(_WALKS):
+            rows = self._walk()
+            found = [entry_id for entry_id, is_found in rows if is_found]
+            yield from found
+            if len(rows) < _WALKED:
+                return
+            self._before = rows[-1][0]
+            if len(found) < _COMMON:
+                yield from self._of_fts5() if self._is_sqlite else self._of_gin()
+                return
+        self.left_at = self._before
 
-def _ids_of_fts5(db: Session, owner_id: str, wanted: list[Needle], before: int) -> Iterator[int]:
-    parts = [f'"{OWNER}{owner_id}"', *(f'"{term}"' for term in _terms(wanted))]
-    parts += [f'"{prefix}" *' for prefix in _prefixes(wanted)]
-    return iter(db.scalars(_FTS5, {"query": " AND ".join(parts), "before": before}))
+    def _walk(self) -> list[tuple[int, bool]]:
+        place = func.instr if self._is_sqlite else func.strpos
+        newest = (
+            select(SearchEntryTable.id, (" " + SearchEntryTable.terms + " ").label("terms"))
+            .where(SearchEntryTable.owner_id == self._owner_id, SearchEntryTable.id < self._before)
+            .order_by(SearchEntryTable.id.desc())
+            .limit(_WALKED)
+            .subquery()
+        )
+        parts = [f" {term} " for term in _terms(self._wanted)] + [f" {prefix}" for prefix in _prefixes(self._wanted)]
+        is_found = and_(*(place(newest.c.terms, part) > 0 for part in parts))
+        rows = self._db.execute(select(newest.c.id, is_found).order_by(newest.c.id.desc()))
+        return [(row[0], bool(row[1])) for row in rows]
 
+    def _of_fts5(self) -> Iterator[int]:
+        parts = [f'"{OWNER}{self._owner_id}"', *(f'"{term}"' for term in _terms(self._wanted))]
+        parts += [f'"{prefix}" *' for prefix in _prefixes(self._wanted)]
+        return iter(self._db.scalars(_FTS5, {"query": " AND ".join(parts), "before": self._before}))
 
-def _ids_of_gin(db: Session, owner_id: str, wanted: list[Needle], before: int) -> Iterator[int]:
-    # Nothing but the index may be used, and its list of rows must not fall back to pages: both would take the terms of
-    # every row apart. Compiling the query takes longer than running it
-    for setting in ("enable_seqscan = off", "work_mem = '64MB'", "jit = off"):
-        db.execute(text(f"SET LOCAL {setting}"))
-    parts = [f"'{OWNER}{owner_id}'", *(f"'{term}'" for term in _terms(wanted))]
-    parts += [f"'{prefix}':*" for prefix in _prefixes(wanted)]
-    return iter(db.scalars(_GIN, {"query": " & ".join(parts), "before": before, "rows": _CANDIDATES + 1}))
+    def _of_gin(self) -> Iterator[int]:
+        # Nothing but the index may be used, and its list of rows must not fall back to pages: both would take the terms
+        # of every row apart. Compiling the query takes longer than running it
+        parts = [f"'{OWNER}{self._owner_id}'", *(f"'{term}'" for term in _terms(self._wanted))]
+        parts += [f"'{prefix}':*" for prefix in _prefixes(self._wanted)]
+        values = {"query": " & ".join(parts), "before": self._before, "rows": _CANDIDATES + 1}
+        self._db.execute(text("BEGIN"))  # reading has no transaction, and these settings live as long as one
+        for setting in ("enable_seqscan = off", "work_mem = '64MB'", "jit = off"):
+            self._db.execute(text(f"SET LOCAL {setting}"))
+        found = self._db.scalars(_GIN, values).all()
+        self._db.execute(text("COMMIT"))
+        return iter(found)
 
 
 def _terms(wanted: list[Needle]) -> list[str]:
@@ -189,48 +203,73 @@ def _prefixes(wanted: list[Needle]) -> list[str]:
     return [prefix for needle in wanted if (prefix := needle.prefix()) is not None]
 
 
-def _rows(db: Session, owner_id: str, ids: Sequence[int]) -> dict[int, _Row]:
-    """Those of the entries that are still the owner's to be found."""
-    entries = db.execute(
-        select(SearchEntryTable.id, SearchEntryTable.conversation_id, SearchEntryTable.message_id).where(
-            SearchEntryTable.id.in_(ids)
+def _rows(db: Session, owner_id: str, ids: Sequence[int]) -> list[_Row | None]:
+    """The entries; None for one that is not the owner's to be found any more."""
+    entries = {
+        entry.id: entry
+        for entry in db.execute(
+            select(SearchEntryTable.id, SearchEntryTable.conversation_id, SearchEntryTable.message_id).where(
+                SearchEntryTable.id.in_(ids)
+            )
         )
-    ).all()
+    }
     # Sorted out here, as a planner may else begin with everything that the owner has
     conversations = {
         row.id: row
         for row in db.execute(
             select(
                 ConversationTable.id, ConversationTable.owner_id, ConversationTable.deleted_at, ConversationTable.title
-            ).where(ConversationTable.id.in_({entry.conversation_id for entry in entries}))
+            ).where(ConversationTable.id.in_({entry.conversation_id for entry in entries.values()}))
         )
         if row.owner_id == owner_id and row.deleted_at is None
     }
-    return {
-        entry.id: _Row(entry.conversation_id, entry.message_id, conversations[entry.conversation_id].title)
-        for entry in entries
-        if entry.conversation_id in conversations
-    }
+    return [
+        _Row(entry.conversation_id, entry.message_id, conversations[entry.conversation_id].title)
+        if (entry := entries.get(entry_id)) is not None and entry.conversation_id in conversations
+        else None
+        for entry_id in ids
+    ]
 
 
-def _hit(db: Session, row: _Row, wanted: list[Needle]) -> Hit | None:
-    """The place in the texts; None if the pairs of a word are there and the word is not, or the text has gone."""
-    texts: dict[str, str] = {}
-    if row.message_id is None:
-        texts["title"] = row.title
-    else:
-        message = db.execute(
-            select(MessageTable.role, MessageTable.text, MessageTable.reasoning).where(
-                MessageTable.id == row.message_id
+class _Texts:
+    """What entries were made of; read at once for those of `rows` that will most likely be hits."""
+
+    def __init__(self, db: Session, rows: Sequence[_Row | None], hits: Collection[str], limit: int) -> None:
+        self._db = db
+        newest: dict[str, str | None] = {}
+        for row in rows:
+            if row is not None and row.conversation_id not in hits:
+                newest.setdefault(row.conversation_id, row.message_id)
+        likely = list(newest.values())[: limit - len(hits)]
+        self._read = self._texts_of([message_id for message_id in likely if message_id is not None])
+
+    def of(self, row: _Row) -> dict[str, str]:
+        """The texts by where they stand; none if they have gone."""
+        if row.message_id is None:
+            return {"title": row.title}
+        if row.message_id not in self._read:
+            self._read |= self._texts_of([row.message_id])
+        return self._read.get(row.message_id, {})
+
+    def _texts_of(self, message_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        if not message_ids:
+            return {}
+        messages = self._db.execute(
+            select(MessageTable.id, MessageTable.role, MessageTable.text, MessageTable.reasoning).where(
+                MessageTable.id.in_(message_ids)
             )
-        ).first()
-        if message is None:
-            return None
-        if message.role == "user":
-            texts["question"] = message.text
-        else:
-            texts |= {"answer": message.text, "reasoning": message.reasoning}
-    if not has_runs(texts.values(), wanted):
+        )
+        return {
+            message.id: {"question": message.text}
+            if message.role == "user"
+            else {"answer": message.text, "reasoning": message.reasoning}
+            for message in messages
+        }
+
+
+def _hit(row: _Row, texts: dict[str, str], wanted: list[Needle]) -> Hit | None:
+    """The place in the texts; None if the pairs of a word are there and the word is not, or the text has gone."""
+    if not texts or not has_runs(texts.values(), wanted):
         return None
     snippets = {where: snippet(text, wanted) for where, text in texts.items()}
     where, best = max(snippets.items(), key=lambda item: item[1].words)
