@@ -126,9 +126,7 @@ async def _connection(url: str, due: "asyncio.Queue[tuple[float, Ask] | None]", 
         if time.monotonic() - used_at > _IDLE_S:
             writer.close()
             reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=_MOST_HEAD_BYTES)
-        writer.write(
-            f"GET {ask.path} HTTP/1.1\r\nHost: {where.netloc}\r\nCookie: ponder={ask.cookie}\r\n\r\n".encode()
-        )
+        writer.write(f"GET {ask.path} HTTP/1.1\r\nHost: {where.netloc}\r\nCookie: ponder={ask.cookie}\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         size = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         await reader.readexactly(size)
