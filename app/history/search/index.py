@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
-from sqlalchemy import ColumnElement, Executable, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Executable, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -79,7 +80,6 @@ def put_entry(db: Session, owner_id: str, conversation_id: str, message_id: str 
 
 def add_entry(db: Session, moment: datetime, entry: Entry) -> bool:
     """Write the entry of what was written at this moment; False if somebody was quicker, which `put_entry` sees to."""
-    dialect = sqlite if db.get_bind().dialect.name == "sqlite" else postgresql
     row = {
         "id": _free_place(db, moment),
         "owner_id": entry.owner_id,
@@ -87,18 +87,29 @@ def add_entry(db: Session, moment: datetime, entry: Entry) -> bool:
         "message_id": entry.message_id,
         "terms": entry.terms,
     }
-    found = db.scalar(dialect.insert(_ENTRY).values(row).on_conflict_do_nothing().returning(_ENTRY.id))
-    return found is not None
+    return db.scalar(_insert(db.get_bind().dialect.name), row) is not None
+
+
+# Built once: for the short statements of the indexing that takes longer than running them
+_TAKEN = select(_ENTRY.id).where(_ENTRY.id == bindparam("place"))
+_LAST = select(func.max(_ENTRY.id)).where(_ENTRY.id >= bindparam("place"), _ENTRY.id < bindparam("end"))
+
+
+@cache
+def _insert(dialect_name: str) -> Executable:
+    dialect = sqlite if dialect_name == "sqlite" else postgresql
+    statement: Executable = dialect.insert(_ENTRY).on_conflict_do_nothing().returning(_ENTRY.id)
+    return statement
 
 
 def _free_place(db: Session, moment: datetime) -> int:
     """An id at this moment, or shortly after what was written in the same."""
     place = max(1, int(moment.timestamp() * _PLACES_PER_S))
-    if db.scalar(select(_ENTRY.id).where(_ENTRY.id == place)) is None:
+    if db.scalar(_TAKEN, {"place": place}) is None:
         return place
     width = _PLACES_PER_S
     while True:
-        last = db.scalar(select(func.max(_ENTRY.id)).where(_ENTRY.id >= place, _ENTRY.id < place + width))
+        last: int | None = db.scalar(_LAST, {"place": place, "end": place + width})
         if last is None or last + 1 < place + width:
             return (last or place) + 1
         width *= 16  # an import may hold thousands of messages of the same second

@@ -18,8 +18,8 @@ from app.history.search.terms import terms
 from app.history.tables import ConversationTable, MessageTable, RunTable, SearchEntryTable
 
 # What is written at once: other writers wait no longer than for this
-_MESSAGES = 40
-_TERM_CHARS = 60_000
+_MESSAGES = 25
+_TERM_CHARS = 40_000
 _CONVERSATIONS = 20
 _EVERY_S = 60.0
 _PAUSE_S = 0.02
