@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from sqlalchemy import and_, func, select, text
+from sqlalchemy import and_, func, select, text, union_all
 from sqlalchemy.orm import Session
 
 from app.errors import BadRequest
 from app.history.database import Database
-from app.history.search.index import is_outdated
+from app.history.search.index import SEARCH_VERSION
 from app.history.search.snippet import has_runs, snippet
 from app.history.search.terms import OWNER, Needle, needles
 from app.history.tables import ConversationTable, MessageTable, SearchEntryTable
@@ -26,7 +26,16 @@ _COMMON = 4
 _WALKS = 8
 _END = 2**63 - 1
 
-_UNINDEXED = select(ConversationTable.id).where(is_outdated(), ConversationTable.deleted_at.is_(None)).limit(1)
+# In halves, as SQLite uses no index of a part of the rows for an "or"
+_UNINDEXED = union_all(
+    *(
+        select(ConversationTable.id).where(is_other, ConversationTable.deleted_at.is_(None))
+        for is_other in (
+            ConversationTable.search_version < SEARCH_VERSION,
+            ConversationTable.search_version > SEARCH_VERSION,
+        )
+    )
+).limit(1)
 _FTS5 = text("SELECT rowid FROM search_terms WHERE search_terms MATCH :query AND rowid < :before ORDER BY rowid DESC")
 _GIN = text("""
     WITH found AS MATERIALIZED (
