@@ -32,7 +32,7 @@ def upgrade() -> None:
         micros = f"CAST({seconds} AS INTEGER) * 1000000 + CAST({rest} AS INTEGER)"
     else:
         micros = "CAST(EXTRACT(EPOCH FROM updated_at) * 1000000 AS BIGINT)"
-    op.execute(f"UPDATE conversations SET recency = {micros}")
+    op.execute(f"UPDATE conversations SET recency = {micros}")  # noqa: S608 — nothing in it comes from outside
     op.drop_index("ix_conversations_owner_newest", "conversations")
     op.create_index(
         "ix_conversations_list",

@@ -36,7 +36,7 @@ export class Search {
   }
 
   get words() {
-    return this.input.value.trim();
+    return this.input.value.replaceAll("\0", " ").trim();
   }
 
   /** Ctrl+K and Cmd+K, or a slash where nothing is written. */

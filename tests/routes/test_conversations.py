@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -58,6 +59,70 @@ def wait_for(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# Any characters
+
+REFUSED = (400, 404, 413, 422)
+HOSTILE = (
+    "'; DROP TABLE messages; --",
+    '" OR 1=1 --',
+    "100% of_it\\",
+    "a\x00b",
+    'NEAR(a b) AND col:x* ^"',
+    "a & !b | <-> ':*",
+    "{x} $1 %s :name ?",
+    "\u202e\ufeff\U0010ffff",
+    "../../etc/passwd",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_is_typed_is_a_text_in_titles_questions_search_and_ids(client: Client, text: str) -> None:
+    talk, other = begin(client), begin(client)
+    send(client, other, "What is left alone?")
+    send(client, talk, f"{text} zebra")
+    wait_for(lambda: bool(titles(client, q="zebra")))
+    renamed = client.patch(f"/api/conversations/{talk}", json={"title": text})
+    assert renamed.status_code in (200, *REFUSED)
+    # No address may have a NUL
+    titles(client, q=text.replace("\0", " "))
+    for place in ("cursor", "archived", "q"):
+        assert client.get("/api/conversations", params={place: text}).status_code in (200, *REFUSED)
+    for path in ("/api/conversations/{}", "/api/runs/{}/events", "/api/conversations/{}/export?format=json"):
+        assert client.get(path.format(quote(text, safe=""))).status_code in REFUSED
+    again = client.post(f"/api/conversations/{talk}/messages", json={"text": "x", "client_key": "k", "parent_id": text})
+    assert again.status_code in REFUSED
+    assert len(titles(client)) == 2
+    assert len(messages(client, other)) == 2
+
+
+def test_the_wildcards_of_a_database_are_characters(client: Client) -> None:
+    for text in ("exactly 100% sure", "exactly 1000 times"):
+        send(client, begin(client), text)
+    wait_for(lambda: len(titles(client, q="exactly")) == 2)
+    assert (
+        titles(client, q="ex%ly")
+        == titles(client, q="ex_ctly ")
+        == titles(client, q="%")
+        == titles(client, q="_")
+        == []
+    )
+
+
+def test_a_megabyte_is_refused_wherever_it_is_typed_and_half_a_pair_is_no_text(client: Client) -> None:
+    talk = begin(client)
+    long = "x" * 1_000_000
+    assert client.patch(f"/api/conversations/{talk}", json={"title": long}).status_code in REFUSED
+    told = {"text": long, "client_key": "k" * 20}
+    assert client.post(f"/api/conversations/{talk}/messages", json=told).status_code in REFUSED
+    for field in ("title", "text"):
+        body = f'{{"{field}": "\\ud800", "client_key": "{"k" * 20}"}}'
+        path = f"/api/conversations/{talk}"
+        method, path = ("PATCH", path) if field == "title" else ("POST", f"{path}/messages")
+        half = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+        assert half.status_code in REFUSED, half.text
+    assert messages(client, talk) == []
 
 
 # Branches
