@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print one table with a column a database."""
     parser = argparse.ArgumentParser(prog="python -m bench.history", description=__doc__)
     parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=12.0, help="how long each kind of request is asked")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each kind of request is asked")
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
