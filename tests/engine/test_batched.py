@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.engine.base import Delta, Finished, Request, Sampling
+from app.engine.batched import selftest
 from app.engine.batched.engine import BatchedEngine
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
@@ -270,3 +271,59 @@ def test_text_comes_with_its_tokens(desk: Desk) -> None:
     streamer.end()
     assert desk.texts["r"] == "".join(text for _, text in streamer)
     assert desk.texts["r"]
+
+
+def test_who_reads_beside_those_who_write_shares_their_passes(
+    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, pieces = desk.runner.decode_and_extend, []
+
+    def counted(rows: int, pages: list[int], ids: list[int], start: int, *, is_last: bool) -> object:
+        pieces.append((rows, len(ids), is_last))
+        return both(rows, pages, ids, start, is_last=is_last)
+
+    monkeypatch.setattr(desk.runner, "decode_and_extend", counted)
+    for number in range(3):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=200)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    late = prompt_of(9, 400)
+    desk.add("late", late, tokens=30)
+    desk.read(4)
+    assert desk.ids["late"] == serially(alone, late, 30)
+    assert sum(ids for rows, ids, _ in pieces if rows) >= 400
+    assert any(is_last for _, _, is_last in pieces)
+
+
+def test_a_prompt_that_raises_fails_alone_and_the_others_lose_no_token(
+    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, calls = desk.runner.decode_and_extend, [0]
+
+    def failing(*told: object, **more: object) -> object:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise RuntimeError("a kernel")
+        return both(*told, **more)  # type: ignore[arg-type]
+
+    desk.add("r0", prompt_of(0, 20), tokens=200)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    desk.ids["r0"].append(serially(alone, prompt_of(0, 20), 1)[0])
+    monkeypatch.setattr(desk.runner, "decode_and_extend", failing)
+    desk.add("r1", prompt_of(1, 50))
+    desk.add("r2", prompt_of(2, 50))
+    ended = desk.read(3)
+    assert [ended[name].reason for name in ("r1", "r2")].count("failed") == 1
+    assert desk.ids["r0"] == serially(alone, prompt_of(0, 20), 200)
+
+
+def test_a_quick_way_that_computes_something_else_is_taken_back(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert selftest.choose(desk.runner) == []
+    assert desk.runner.is_joined
+    both = desk.runner.both_logits
+    monkeypatch.setattr(desk.runner, "both_logits", lambda *told: both(*told).roll(1, 0))
+    (said,) = selftest.choose(desk.runner)
+    assert "one pass is off" in said
+    assert not desk.runner.is_joined
+    assert desk.write(prompt_of(1, 100))[1].reason in ("length", "stop")

@@ -1,7 +1,7 @@
 """Attention over paged keys and values, registered with transformers, so that the model's own modules call it.
 
-Two ways: `extend` reads one piece of one prompt, `decode` one token of each row. The new keys and values are
-written into their pages first.
+A pass has a piece of one prompt, one token of each of some rows, or both: the linear layers take all tokens together,
+attention takes the two apart (`extend`, `decode`). The new keys and values are written into their pages first.
 """
 
 from dataclasses import dataclass
@@ -26,20 +26,23 @@ class PagedCache:
 
 @dataclass(slots=True)
 class Step:
-    """What one forward pass needs to know of where its tokens stand.
+    """What one forward pass needs to know of where its tokens stand: first the piece's, then one of each row.
 
     slots: (tokens,) int64, where each token's keys and values go: page * page_tokens + place in the page.
     block_table: (rows, pages) int32, the pages of each row; 0 where there is none.
-    lengths: (rows,) int32, tokens of each row with the new ones.
-    context: tokens of the one row of an `extend`, a plain number; None in a `decode`.
+    lengths: (rows,) int32, tokens of each row with the new one.
+    piece: how many of the tokens are the piece's; piece_pages: (pages,) int64, its sequence's; context: that sequence's
+    tokens with the piece, a plain number.
     """
 
     cache: PagedCache
     slots: torch.Tensor
     block_table: torch.Tensor
     lengths: torch.Tensor
-    context: int | None
     has_kernels: bool = False
+    piece: int = 0
+    piece_pages: torch.Tensor | None = None
+    context: int = 0
 
 
 def attend(
@@ -60,40 +63,49 @@ def attend(
     for pages, new in ((keys, key), (values, value)):
         flat = pages.view(-1, heads, pages.shape[-1])
         flat.index_copy_(0, step.slots, new.transpose(1, 2).reshape(-1, heads, new.shape[-1]))
-    if step.context is not None:
-        return extend(query, keys, values, step, scaling), None
-    if step.has_kernels:
-        from app.engine.batched.kernels import paged_decode
+    asked = query.transpose(1, 2)
+    return seen(asked.flatten(0, 1), keys, values, step, scaling).view(asked.shape), None
 
-        out = paged_decode(query[:, :, 0], keys, values, step.block_table, step.lengths, scaling)
-        return out[:, None], None
-    return decode(query, keys, values, step, scaling), None
+
+def seen(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scaling: float) -> torch.Tensor:
+    """Attention of all tokens of a pass over what is in the pages; query and result (tokens, heads, width)."""
+    parts = []
+    if step.piece:
+        parts.append(extend(query[: step.piece], keys, values, step, scaling))
+    if step.piece < len(query):
+        rows = query[step.piece :]
+        if step.has_kernels:
+            from app.engine.batched.kernels import paged_decode
+
+            parts.append(paged_decode(rows, keys, values, step.block_table, step.lengths, scaling))
+        else:
+            parts.append(decode(rows, keys, values, step, scaling))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def extend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scaling: float) -> torch.Tensor:
-    """A piece of one prompt over all of its tokens so far; (1, tokens, heads, width)."""
-    assert step.context is not None
-    pages = -(-step.context // step.cache.page_tokens)
-    row = step.block_table[0, :pages]
-    read, seen = (pages_of[row].flatten(0, 1)[: step.context].transpose(0, 1)[None] for pages_of in (keys, values))
+    """A piece of one prompt over all of its tokens so far; (tokens, heads, width)."""
+    assert step.piece_pages is not None
+    pages = step.piece_pages[: -(-step.context // step.cache.page_tokens)]
+    read, value = (pages_of[pages].flatten(0, 1)[: step.context].transpose(0, 1)[None] for pages_of in (keys, values))
     groups = query.shape[1] // read.shape[1]
     if groups > 1:
-        read, seen = read.repeat_interleave(groups, 1), seen.repeat_interleave(groups, 1)
-    mask = causal_lower_right(query.shape[2], step.context)
-    out = scaled_dot_product_attention(query, read, seen, attn_mask=mask, scale=scaling)
-    return out.transpose(1, 2)
+        read, value = read.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    mask = causal_lower_right(len(query), step.context)
+    out = scaled_dot_product_attention(query.transpose(0, 1)[None], read, value, attn_mask=mask, scale=scaling)
+    return out[0].transpose(0, 1)
 
 
 def decode(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scaling: float) -> torch.Tensor:
-    """One token of each row over gathered pages; (rows, 1, heads, width). Reads the whole table: the last resort."""
+    """One token of each row over gathered pages; (rows, heads, width). Reads the whole table: the last resort."""
     rows = step.block_table.long()
-    read, seen = (pages_of[rows].flatten(1, 2).transpose(1, 2) for pages_of in (keys, values))
+    read, value = (pages_of[rows].flatten(1, 2).transpose(1, 2) for pages_of in (keys, values))
     places = torch.arange(read.shape[2], device=query.device)
     mask = (places[None] < step.lengths[:, None])[:, None, None]
     # What is left over in a page may be no number, and nought times that is none either
-    read, seen = (taken.masked_fill(~mask.transpose(2, 3), 0.0) for taken in (read, seen))
-    out = scaled_dot_product_attention(query, read, seen, attn_mask=mask, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2)
+    read, value = (taken.masked_fill(~mask.transpose(2, 3), 0.0) for taken in (read, value))
+    out = scaled_dot_product_attention(query[:, :, None], read, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return out[:, :, 0]
 
 
 def register() -> None:

@@ -1,7 +1,8 @@
 """Many requests at the same time on one model: who reads, who writes, who waits.
 
-One thread owns the model. It takes turns: a piece of one prompt, then a token for everybody who writes. What people get
-is the same tokens as alone (to the rounding of the batch's shape); what they share of their beginnings is read once.
+One thread owns the model. A step is a token for everybody who writes, and with it a piece of one prompt: together they
+read the weights once. What people get is the same tokens as alone (to the rounding of the batch's shape); what they
+share of their beginnings is read once.
 """
 
 import logging
@@ -21,8 +22,8 @@ from app.engine.batched.pages import Held, OutOfPages, PagePool
 from app.engine.batched.runner import Drawn, Runner
 from app.engine.streamer import TokenStreamer
 
-# What others wait for while one reads: a piece and their own step take no longer, once it is known how long they take
-_MOST_STALL_S = 0.14
+# What others wait for while one reads: a step takes no longer, once it is known what a token of a piece costs
+_MOST_STALL_S = 0.135
 _LEAST_PIECE = 128
 _LARGEST_PIECE = 8192
 _FIRST_PIECE = 256
@@ -155,9 +156,14 @@ class BatchedEngine:
 
     def _step(self) -> None:
         self._admit()
-        if self._reading:
+        if self._reading and self._writing and self._runner.is_joined:
+            self._make_room()
+        if not self._reading:
+            self._write()
+        elif self._writing and self._runner.is_joined:
+            self._read_and_write(self._reading[0])
+        else:
             self._read_piece(self._reading[0])
-        if self._writing:
             self._write()
 
     # Reading
@@ -184,36 +190,69 @@ class BatchedEngine:
 
     def _read_piece(self, sequence: _Sequence) -> None:
         """Read the next piece of a prompt; with its end it has its first token and joins those who write."""
-        start = len(sequence.held.ids)
-        piece = sequence.tokens[start : start + (self._piece if self._writing else _LARGEST_PIECE)]
-        is_last = start + len(piece) == len(sequence.tokens)
+        start, piece, is_last = self._next_piece(sequence)
         row = len(self._writing) if is_last else None
-        began = time.monotonic()
         try:
             if row is not None:
                 self._runner.put(row, sequence.request.sampling, sequence.seed)
             drawn = self._runner.extend(sequence.held.pages, piece, start, row=row)
-            if drawn is None and self._writing:
-                self._runner.wait()
-        except torch.OutOfMemoryError:
-            self._fail_for_room(sequence)
-            return
+            self._runner.wait()
         except Exception as error:
-            if self._runner.is_lost():
-                raise
-            _log.exception("reading a prompt failed")
-            self._fail(sequence, f"The model failed ({type(error).__name__}). The text so far is kept.")
+            self._fail_to_read(sequence, error)
             return
-        if self._writing and len(piece) >= _LEAST_PIECE:
-            rate = len(piece) / max(time.monotonic() - began, 1e-6)
-            self._piece = max(_LEAST_PIECE, min(_LARGEST_PIECE, int(rate * (_MOST_STALL_S - self._step_s))))
+        self._has_read(sequence, piece, drawn)
+
+    def _read_and_write(self, sequence: _Sequence) -> None:
+        """A piece of a prompt, and a token for everybody who writes."""
+        start, piece, is_last = self._next_piece(sequence)
+        rows = len(self._writing)
+        began = time.monotonic()
+        try:
+            if is_last:
+                self._runner.put(rows, sequence.request.sampling, sequence.seed)
+            written, first = self._runner.decode_and_extend(rows, sequence.held.pages, piece, start, is_last=is_last)
+        except Exception as error:
+            self._fail_to_read(sequence, error)
+            return
+        if len(piece) >= _LEAST_PIECE:
+            cost_s = max((time.monotonic() - began - self._step_s) / len(piece), 1e-6)
+            wanted = int((_MOST_STALL_S - self._step_s) / cost_s)
+            # One slow pass must not shrink all that follow, nor a quick one let everybody wait
+            self._piece = max(_LEAST_PIECE, self._piece // 2, min(_LARGEST_PIECE, 4 * self._piece, wanted))
+        self._have_written(written)
+        self._has_read(sequence, piece, first)
+
+    def _next_piece(self, sequence: _Sequence) -> tuple[int, list[int], bool]:
+        """Where it begins, its tokens, and whether it is the prompt's last."""
+        start = len(sequence.held.ids)
+        piece = sequence.tokens[start : start + (self._piece if self._writing else _LARGEST_PIECE)]
+        return start, piece, start + len(piece) == len(sequence.tokens)
+
+    def _has_read(self, sequence: _Sequence, piece: list[int], drawn: Drawn | None) -> None:
         self._pool.wrote(sequence.held, piece)
         if drawn is not None:
             self._reading.popleft()
             self._writing.append(sequence)
-            self._runner.place(len(self._writing) - 1, sequence.held.pages)
-            self._runner.set_next(len(self._writing) - 1, drawn.token_id, len(sequence.held.ids))
+            row = len(self._writing) - 1
+            # Others may have ended in the same step
+            self._runner.put(row, sequence.request.sampling, sequence.seed)
+            self._runner.place(row, sequence.held.pages)
+            self._runner.set_next(row, drawn.token_id, len(sequence.held.ids))
             self._take(sequence, drawn)
+
+    def _fail_to_read(self, sequence: _Sequence, error: Exception) -> None:
+        """Its own fault, and nobody else's, unless the GPU is gone.
+
+        Raises:
+            Exception: the GPU is gone.
+        """
+        if isinstance(error, torch.OutOfMemoryError):
+            self._fail_for_room(sequence)
+            return
+        if self._runner.is_lost():
+            raise error
+        _log.error("reading a prompt failed", exc_info=error)
+        self._fail(sequence, f"The model failed ({type(error).__name__}). The text so far is kept.")
 
     # Writing
 
@@ -225,6 +264,9 @@ class BatchedEngine:
         began = time.monotonic()
         drawn = self._runner.decode(len(self._writing))
         self._step_s = time.monotonic() - began
+        self._have_written(drawn)
+
+    def _have_written(self, drawn: list[Drawn]) -> None:
         for sequence, one in zip(list(self._writing), drawn, strict=True):
             row = self._writing.index(sequence)
             known = sequence.held.known

@@ -1,4 +1,4 @@
-"""The decode step of models built as Llama is, their linear layers as they are and all between them in few kernels.
+"""The pass of models built as Llama is, their linear layers as they are and all between them in few kernels.
 
 Knows Llama, Mistral and Qwen2 of transformers; others take the model's own forward.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from app.engine.batched.attention import Step
+from app.engine.batched.attention import Step, seen
 
 _KNOWN = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"}
 
@@ -22,8 +22,8 @@ def is_known(model: PreTrainedModel) -> bool:
 
 
 def fused_hidden(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor, step: Step) -> torch.Tensor:
-    """The normed hidden state of one token of each row: ids and places (rows,), the result (rows, hidden)."""
-    from app.engine.batched.kernels import add_norm, paged_decode, rotate_and_write, silu_mul
+    """The normed hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
+    from app.engine.batched.kernels import add_norm, rotate_and_write, silu_mul
 
     base: Any = model.base_model
     hidden = base.embed_tokens(ids)
@@ -38,9 +38,9 @@ def fused_hidden(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor
         rotate_and_write(
             query, attention.k_proj(normed), attention.v_proj(normed), cosines, sines, step.slots, keys, values
         )
-        seen = paged_decode(query, keys, values, step.block_table, step.lengths, attention.scaling)
+        gathered = seen(query, keys, values, step, attention.scaling)
         norm = layer.post_attention_layernorm
-        normed = add_norm(hidden, attention.o_proj(seen.flatten(1)), norm.weight, norm.variance_epsilon)
+        normed = add_norm(hidden, attention.o_proj(gathered.flatten(1)), norm.weight, norm.variance_epsilon)
         inner = mlp.down_proj(silu_mul(mlp.gate_proj(normed), mlp.up_proj(normed)))
         norm = layers[number + 1].input_layernorm if number + 1 < len(layers) else base.norm
         normed = add_norm(hidden, inner, norm.weight, norm.variance_epsilon)

@@ -1,4 +1,4 @@
-"""The model's forward passes over a paged cache: a piece of one prompt, or one token of many rows.
+"""The model's forward passes over a paged cache: a piece of one prompt, one token of many rows, or both.
 
 Owns the tensors of the cache and of the rows. Runs the model's own modules; knows nothing of requests, text or time.
 """
@@ -6,7 +6,7 @@ Owns the tensors of the cache and of the rows. Runs the model's own modules; kno
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class Runner:
         # What the self-test may take back, one after the other
         self.has_kernels = has_kernels
         self.is_fused = has_kernels and is_known(model)
+        self.is_joined = True
         self._block_table = torch.zeros(
             (rows, -(-context_window // page_tokens)), dtype=torch.int32, device=self.device
         )
@@ -115,22 +116,72 @@ class Runner:
         With a `row` the piece is the prompt's last: draws the first token as that row's sampling says.
         """
         step, places = self._extension(pages, ids, start)
-        hidden = self._hidden(torch.tensor([ids], device=self.device), places, step)
+        hidden = self._hidden(torch.tensor(ids, device=self.device), places, step)
         if row is None:
             return None
-        logits = self._logits(hidden[:, -1])
         rows = self._samplings.first(row + 1)
         one = SamplingRows(*(getattr(rows, name)[row:] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
-        drawn = sample(logits, one, step.lengths, self._most_asked[row])
+        position = torch.tensor([step.context], dtype=torch.int32, device=self.device)
+        drawn = sample(self._logits(hidden[-1:]), one, position, self._most_asked[row])
         return _read(*drawn)[0]
 
     def _extension(self, pages: Sequence[int], ids: Sequence[int], start: int) -> tuple[Step, torch.Tensor]:
+        """A pass of a piece alone, and the places of its tokens."""
         places = torch.arange(start, start + len(ids), device=self.device)
-        table = torch.tensor([pages], dtype=torch.int64, device=self.device)
-        slots = table[0, places // self.page_tokens] * self.page_tokens + places % self.page_tokens
-        context = start + len(ids)
-        lengths = torch.tensor([context], dtype=torch.int32, device=self.device)
-        return Step(self.cache, slots, table, lengths, context), places[None]
+        table = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        slots = table[places // self.page_tokens] * self.page_tokens + places % self.page_tokens
+        step = Step(
+            self.cache,
+            slots,
+            self._block_table[:0],
+            self._lengths[:0],
+            self.has_kernels,
+            len(ids),
+            table,
+            start + len(ids),
+        )
+        return step, places
+
+    @torch.inference_mode()
+    def decode_and_extend(
+        self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int, *, is_last: bool
+    ) -> tuple[list[Drawn], Drawn | None]:
+        """`decode` and `extend` in one pass, which reads the weights once; the rows' lengths grow by one.
+
+        With `is_last` the piece is the prompt's last: row number `rows`, which has its sampling, is drawn from it.
+        """
+        piece, hidden, lengths = self._both(rows, pages, ids, start)
+        last = hidden[piece.piece - 1 : piece.piece]
+        wanted = torch.cat([hidden[piece.piece :], last]) if is_last else hidden[piece.piece :]
+        position = torch.tensor([piece.context], dtype=torch.int32, device=self.device)
+        asked = rows + is_last
+        drawn = sample(
+            self._logits(wanted),
+            self._samplings.first(asked),
+            torch.cat([lengths, position])[:asked],
+            max(self._most_asked[:asked]),
+        )
+        read = _read(*drawn)
+        # Only now: a pass that fails before has changed nothing of the rows
+        self._tokens[:rows] = drawn[0][:rows]
+        self._lengths[:rows] = lengths
+        return read[:rows], read[rows] if is_last else None
+
+    def _both(
+        self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int
+    ) -> tuple[Step, torch.Tensor, torch.Tensor]:
+        """A pass of a piece and rows: what it was told, its hidden states, the rows' lengths with the new token."""
+        piece, places = self._extension(pages, ids, start)
+        lengths = self._lengths[:rows] + 1
+        step = replace(
+            piece,
+            slots=torch.cat([piece.slots, self._slots(rows)]),
+            block_table=self._block_table[:rows],
+            lengths=lengths,
+        )
+        told = torch.cat([torch.tensor(ids, device=self.device), self._tokens[:rows]])
+        places = torch.cat([places, self._lengths[:rows].long()])
+        return step, self._hidden(told, places, step, is_fused=self.is_fused), lengths
 
     @torch.inference_mode()
     def decode(self, rows: int) -> list[Drawn]:
@@ -150,7 +201,12 @@ class Runner:
     def logits_of(self, pages: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
         """The logits behind every token of a fresh sequence, (tokens, vocabulary); for comparing."""
         step, places = self._extension(pages, ids, 0)
-        return self._logits(self._hidden(torch.tensor([ids], device=self.device), places, step))[0].float()
+        return self._logits(self._hidden(torch.tensor(ids, device=self.device), places, step)).float()
+
+    @torch.inference_mode()
+    def both_logits(self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int) -> torch.Tensor:
+        """The logits behind a piece's tokens and then the rows' of a `decode_and_extend`; for comparing."""
+        return self._logits(self._both(rows, pages, ids, start)[1]).float()
 
     @torch.inference_mode()
     def decode_logits(self, rows: int) -> torch.Tensor:
@@ -165,20 +221,30 @@ class Runner:
 
     def _decode_hidden(self, rows: int) -> torch.Tensor:
         lengths = self._lengths[:rows]
-        table = self._block_table[:rows]
-        places = lengths.long()
-        page = table.gather(1, (places // self.page_tokens)[:, None])[:, 0].long()
-        slots = page * self.page_tokens + places % self.page_tokens
+        slots, places = self._slots(rows), lengths.long()
         lengths += 1
-        step = Step(self.cache, slots, table, lengths, None, self.has_kernels)
+        step = Step(self.cache, slots, self._block_table[:rows], lengths, self.has_kernels)
         if self.is_fused:
-            return fused_hidden(self.model, self._tokens[:rows], places, step)
-        return self._hidden(self._tokens[:rows, None], places[:, None], step)[:, -1]
-
-    def _hidden(self, ids: torch.Tensor, places: torch.Tensor, step: Step) -> torch.Tensor:
-        out = self.model.base_model(input_ids=ids, position_ids=places, use_cache=False, step=step)
+            return self._hidden(self._tokens[:rows], places, step, is_fused=True)
+        out = self.model.base_model(
+            input_ids=self._tokens[:rows, None], position_ids=places[:, None], use_cache=False, step=step
+        )
         hidden: torch.Tensor = out.last_hidden_state
-        return hidden
+        return hidden[:, -1]
+
+    def _slots(self, rows: int) -> torch.Tensor:
+        """Where the next token of each row goes."""
+        places = self._lengths[:rows].long()
+        page = self._block_table[:rows].gather(1, (places // self.page_tokens)[:, None])[:, 0].long()
+        return page * self.page_tokens + places % self.page_tokens
+
+    def _hidden(self, ids: torch.Tensor, places: torch.Tensor, step: Step, *, is_fused: bool = False) -> torch.Tensor:
+        """The hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
+        if is_fused:
+            return fused_hidden(self.model, ids, places, step)
+        out = self.model.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False, step=step)
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden[0]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         head = self.model.get_output_embeddings()

@@ -63,11 +63,34 @@ def against_reading(runner: Runner, ids: Sequence[int] | None = None) -> Compari
     return Comparison(math.sqrt(squares / spread) if spread else math.inf, flipped, half * _ROWS)
 
 
+@torch.inference_mode()
+def joined_against_reading(runner: Runner) -> Comparison:
+    """Compare a pass of a piece and several rows with reading the same tokens at once; the rest as above."""
+    generator = torch.Generator().manual_seed(1)
+    pages = -(-(_TOKENS + 1) // runner.page_tokens)
+    told = torch.randint(0, runner.vocabulary, (_ROWS + 1, _TOKENS), generator=generator).tolist()
+    tables = [list(range(1 + row * pages, 1 + (row + 1) * pages)) for row in range(_ROWS + 1)]
+    read = [runner.logits_of(table, prompt) for table, prompt in zip(tables, told, strict=True)]
+    half = _TOKENS // 2
+    for row, (table, prompt) in enumerate(zip(tables, told, strict=True)):
+        runner.extend(table, prompt[:half], 0, row=None)
+        if row < _ROWS:
+            runner.put(row, Sampling(temperature=0.0), 0)
+            runner.place(row, table)
+            runner.set_next(row, prompt[half], half)
+    quick = runner.both_logits(_ROWS, tables[-1], told[-1][half:], half)
+    plain = torch.cat([read[-1][half:], torch.stack([one[half] for one in read[:-1]])])
+    best = plain.topk(2)
+    is_clear = best.values[:, 0] - best.values[:, 1] > 2 * (plain - quick).abs().amax(-1)
+    flipped = int((is_clear & (quick.argmax(-1) != best.indices[:, 0])).sum())
+    spread = float(plain.var(-1).mean())
+    difference = math.sqrt(float((plain - quick).square().mean()) / spread) if spread else math.inf
+    return Comparison(difference, flipped, len(plain))
+
+
 def choose(runner: Runner, compare: Callable[[Runner], Comparison] = against_reading) -> list[str]:
     """Take back the quick ways that compute something else, one after the other; a sentence for each that went."""
     wanted = {name: getattr(runner, name) for name in ("is_fused", "has_kernels")}
-    if not any(wanted.values()):
-        return []
     runner.is_fused = runner.has_kernels = False
     most = max(_LEAST, _MORE * compare(runner).difference)
     for name, value in wanted.items():
@@ -78,6 +101,10 @@ def choose(runner: Runner, compare: Callable[[Runner], Comparison] = against_rea
         if problem:
             setattr(runner, name, False)
             taken_back.append(f"{way} is off: {problem}")
+    problem = _problem(runner, most, joined_against_reading)
+    if problem:
+        runner.is_joined = False
+        taken_back.append(f"reading and writing in one pass is off: {problem}")
     return taken_back
 
 
