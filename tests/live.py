@@ -31,7 +31,7 @@ class LiveServer:
         self.engine.pace_s = pace_s
 
     def release(self) -> None:
-        """Let the script that waits at a `HOLD` go on."""
+        """Let the scripts that wait at a `HOLD` go on, or the next that comes to one."""
         self.loop.call_soon_threadsafe(self.engine.release)
 
     def become(self, status: EngineStatus) -> None:

@@ -48,7 +48,7 @@ PROFILE = ModelProfile(
 
 
 class ScriptedEngine:
-    """Each request takes the next script. A script is text; `HOLD` in it waits for `release`.
+    """Each request takes the next script. A script is text; `HOLD` in it waits for `release`, whichever comes first.
 
     Tokens are words with the blanks before and the line ends behind them. A script that ends is a "stop", an exception
     in place of a text fails the request.
@@ -65,7 +65,8 @@ class ScriptedEngine:
         self.batch = batch
         self._words: dict[str, int] = {"<stop>": STOP_ID, CLOSE: CLOSE_ID}
         self._queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
-        self._gate = asyncio.Event()
+        self._held: list[asyncio.Event] = []
+        self._passes = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -102,9 +103,24 @@ class ScriptedEngine:
             task.cancel()
 
     def release(self) -> None:
-        """Let the script that waits at a `HOLD` go on."""
-        self._gate.set()
-        self._gate = asyncio.Event()
+        """Let the scripts that wait at a `HOLD` go on; if none has come to one yet, the next that does goes through."""
+        if not self._held:
+            self._passes += 1
+        for gate in self._held:
+            gate.set()
+        self._held = []
+
+    async def _hold(self) -> None:
+        if self._passes:
+            self._passes -= 1
+            return
+        gate = asyncio.Event()
+        self._held.append(gate)
+        try:
+            await gate.wait()
+        finally:
+            if gate in self._held:
+                self._held.remove(gate)
 
     def become(self, status: EngineStatus) -> None:
         """Change the status, as a real engine does while it loads or dies."""
@@ -137,7 +153,7 @@ class ScriptedEngine:
                 raise script
             for index, part in enumerate(script.split(HOLD)):
                 if index:
-                    await self._gate.wait()
+                    await self._hold()
                 ids = self.encoded(part)[: request.max_new_tokens - written]
                 for start in range(0, len(ids), self.batch):
                     group = ids[start : start + self.batch]
