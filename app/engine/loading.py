@@ -1,8 +1,7 @@
 """From a model's name to a model in memory: tokenizer first, then weights, with progress and errors to act on."""
 
-import json
 import logging
-import struct
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from app.engine.base import ModelProfile, ReasoningFormat
+from app.engine.checkpoint_files import check_folder, lacking, require_tensors, weight_files
 from app.engine.profiles import CLOSE_TOKEN, TAGS, ModelSpec
 from app.engine.prompts import PromptEncoder
 from app.errors import ModelUnavailable
@@ -54,7 +54,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         ModelUnavailable: it is not there, or broken.
     """
     with _explained(source):
-        _check_folder(source)
+        check_folder(source)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return tokenizer
 
@@ -110,7 +110,13 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
     is_saved_in_four_bit = getattr(config, "quantization_config", None) is not None
     require_room(spec)
     has_gpu = torch.cuda.is_available()
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if has_gpu else torch.float32, "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16 if has_gpu else torch.float32,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # what does not fit is told better by `_require_complete`
+    }
     if has_gpu:
         options["device_map"] = {"": 0}
     if spec.is_four_bit and not is_saved_in_four_bit:
@@ -126,9 +132,19 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
     if has_gpu and "quantization_config" not in options:
         _require_fit(source, config)
     with _explained(source), _Progress(tell) as bar:
+        _require_one_model(source, config)
         options["tqdm_class"] = bar  # for what comes from the Hub; the rest goes through the hook
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+        model: PreTrainedModel = loaded[0]
+        _require_complete(source, loaded[1])
     model.eval()
+    return model
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model without its weights: names and shapes alone."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 
@@ -192,16 +208,44 @@ def _require_fit(source: str, config: PretrainedConfig) -> None:
     if getattr(config, "dtype", None) not in (torch.bfloat16, torch.float16):
         return
     folder = Path(source)
-    index = folder / "model.safetensors.index.json"
-    # Beside these a folder may hold the same weights in another layout
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    needed = sum((folder / name).stat().st_size for name in names if (folder / name).exists()) / 2**30
+    files = weight_files(folder) if folder.is_dir() else []
+    needed = sum(file.stat().st_size for file in files) / 2**30
     free = free_gpu_gib()
     if needed > free:
         raise ModelUnavailable(
             f"The weights in {source} need {needed:.1f} GiB of GPU memory and {free:.1f} GiB are free.",
             remedy="End other programs on the GPU (nvidia-smi lists them), or choose a smaller model.",
         )
+
+
+def _require_one_model(source: str, config: PretrainedConfig) -> None:
+    """A folder's tensors are those of its config.json, before minutes are spent on reading them."""
+    folder = Path(source)
+    how = getattr(config, "quantization_config", None)
+    if not folder.is_dir() or (how is not None and not _is_in_four_bit(how)):
+        return  # other quantizations have shapes of their own
+    model = empty_model(config)
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    ignored = "|".join(model._keys_to_ignore_on_load_missing or []) or r"\Z."
+    may_lack = {name for name in needed if re.search(ignored, name)} | set(model.all_tied_weights_keys)
+    require_tensors(folder, needed, may_lack)
+
+
+def _is_in_four_bit(how: Any) -> bool:
+    return bool(how.get("load_in_4bit") if isinstance(how, dict) else getattr(how, "load_in_4bit", False))
+
+
+def _require_complete(source: str, told: dict[str, Any]) -> None:
+    """transformers has found every tensor and had to make up none, which it only warns of."""
+    if told["mismatched_keys"]:
+        name, has, needs = min(told["mismatched_keys"])
+        raise ModelUnavailable(
+            f"The weights of {source} are of another model than its config.json: the tensor {name} has the shape "
+            f"{tuple(has)} and {tuple(needs)} is needed.",
+            remedy="Put the files of one model into a folder of their own.",
+        )
+    if told["missing_keys"]:
+        raise lacking(source, told["missing_keys"])
 
 
 def _require_bitsandbytes() -> None:
@@ -212,48 +256,6 @@ def _require_bitsandbytes() -> None:
             f"4-bit models need bitsandbytes, and it cannot be loaded here: {error}.",
             remedy="Run pip install -r requirements.txt; on a GPU check that the driver is new enough for torch.",
         ) from error
-
-
-def _check_folder(source: str) -> None:
-    """A folder's weight files are whole: names the first that is not. Hub ids are checked by the Hub."""
-    folder = Path(source)
-    if not folder.is_dir():
-        if source.startswith(("/", ".", "~")):
-            raise ModelUnavailable(
-                f"There is no folder {source}.", remedy="Set PONDER_MODEL to a folder that exists, or to a Hub id."
-            )
-        return
-    if not (folder / "config.json").exists():
-        raise ModelUnavailable(
-            f"{folder} has no config.json, so it is no model.", remedy="Set PONDER_MODEL to the folder that holds it."
-        )
-    for index in folder.glob("*.safetensors.index.json"):
-        for name in set(json.loads(index.read_text())["weight_map"].values()):
-            if not (folder / name).exists():
-                raise _broken(folder / name, "is missing")
-    for shard in sorted(folder.glob("*.safetensors")):
-        _check_shard(shard)
-
-
-def _check_shard(shard: Path) -> None:
-    """A safetensors file is as long as its header says."""
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-            ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            header = None
-    if header is None:
-        raise _broken(shard, "is no safetensors file, or is cut off")
-    if 8 + length + max(ends, default=0) != size:
-        raise _broken(shard, "is cut off")
-
-
-def _broken(file: Path, what: str) -> ModelUnavailable:
-    return ModelUnavailable(f"The file {file} {what}.", remedy="Download or copy it again, then start Ponder again.")
 
 
 class _Progress:

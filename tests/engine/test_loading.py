@@ -1,13 +1,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
 from app.engine import demo, loading
@@ -202,6 +203,10 @@ def emptied(file: Path) -> None:
     file.write_bytes(b"")
 
 
+def listed(file: Path) -> None:
+    file.write_text("[]")
+
+
 @pytest.mark.parametrize("damage", [cut_off, overwritten, emptied])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folder = save_tiny(tmp_path / "model")
@@ -210,12 +215,157 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None])
         loading.load_tokenizer(str(folder))
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [cut_off, overwritten, emptied, listed])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json"])
+def test_a_damaged_json_file_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     folder = save_tiny(tmp_path / "model", max_shard_size="20KB")
-    lost = sorted(folder.glob("model-*.safetensors"))[1]
-    lost.unlink()
-    with pytest.raises(ModelUnavailable, match=lost.name):
+    damage(folder / name)
+    with pytest.raises(ModelUnavailable, match=f"The file .*model/{name} (is no JSON, or is cut|holds no JSON object)"):
         loading.load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_git_lfs_pointer_is_said_with_the_command_that_fetches_the_file(tmp_path: Path, name: str) -> None:
+    folder = save_tiny(tmp_path / "model")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3945441440\n")
+    with pytest.raises(ModelUnavailable, match=f"model/{name} is a git-lfs pointer") as refused:
+        loading.load_tokenizer(str(folder))
+    assert "git lfs pull" in str(refused.value.details["remedy"])
+
+
+def sharded(folder: Path) -> list[Path]:
+    """The files of a tiny model in several shards, in their order."""
+    save_tiny(folder, max_shard_size="20KB")
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    lost = sharded(tmp_path / "model")[1]
+    lost.unlink()
+    with pytest.raises(ModelUnavailable, match=f"{lost.name} is missing"):
+        loading.load_tokenizer(str(tmp_path / "model"))
+
+
+def test_a_shard_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    short = sharded(tmp_path / "model")[2]
+    cut_off(short)
+    with pytest.raises(ModelUnavailable, match=f"{short.name} is cut off"):
+        loading.load_tokenizer(str(tmp_path / "model"))
+
+
+def test_shards_without_their_index_ask_for_it(tmp_path: Path) -> None:
+    sharded(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelUnavailable, match=r"no model\.safetensors\.index\.json, which says what is in it"):
+        loading.load_tokenizer(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("outside", ["../other/model.safetensors", "/etc/passwd"])
+def test_an_index_that_names_files_outside_of_its_folder_is_refused(tmp_path: Path, outside: str) -> None:
+    sharded(tmp_path / "model")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": outside}}))
+    with pytest.raises(ModelUnavailable, match=f"names {outside}, which is outside of its folder"):
+        loading.load_tokenizer(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"lm_head.weight": 1}}])
+def test_an_index_without_its_map_is_named(tmp_path: Path, index: dict[str, object]) -> None:
+    sharded(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelUnavailable, match=r"index\.json does not say which file has which tensor"):
+        loading.load_tokenizer(str(tmp_path / "model"))
+
+
+def test_shards_may_be_links_as_in_the_hubs_cache(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    for number, shard in enumerate(sharded(tmp_path / "model")):
+        shard.rename(tmp_path / "blobs" / str(number))
+        shard.symlink_to(Path("..") / "blobs" / str(number))
+    folder = str(tmp_path / "model")
+    assert loading.load_model(TINY_SPEC, folder, loading.load_config(folder), silent).dtype == torch.float32
+
+
+def test_weights_as_a_pickle_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match=r"as pytorch_model\.bin only, a pickle"):
+        loading.load_tokenizer(str(folder))
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match="has no weights"):
+        loading.load_tokenizer(str(folder))
+
+
+# The files are whole and not of one model: transformers makes up what is missing, and warns
+
+
+def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def load(folder: Path, *, is_four_bit: bool = False) -> object:
+    spec = replace(TINY_SPEC, is_four_bit=is_four_bit)
+    return loading.load_model(spec, str(folder), loading.load_config(str(folder)), silent)
+
+
+FOUR_BIT = pytest.mark.parametrize("is_four_bit", [True, False])
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@FOUR_BIT
+@pytest.mark.parametrize("name", [UP, "model.layers.1.input_layernorm.weight"])
+def test_a_shard_of_another_model_is_named_with_its_tensor(tmp_path: Path, name: str, is_four_bit: bool) -> None:
+    shards = sharded(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    shard = next(file for file in shards if file.name == index["weight_map"][name])
+    rewritten(shard, lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
+    with pytest.raises(ModelUnavailable, match=f"{shard.name} is of another model .* {name} has the shape"):
+        load(tmp_path / "model", is_four_bit=is_four_bit)
+
+
+@FOUR_BIT
+@pytest.mark.parametrize("name", [UP, "lm_head.weight"])
+def test_a_missing_tensor_is_refused_by_its_name(tmp_path: Path, name: str, is_four_bit: bool) -> None:
+    folder = save_tiny(tmp_path / "model")
+    rewritten(folder / "model.safetensors", lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelUnavailable, match=f"lacks the tensor {name}, so"):
+        load(folder, is_four_bit=is_four_bit)
+
+
+def test_a_tensor_that_a_shard_lacks_is_said_with_the_shard(tmp_path: Path) -> None:
+    shard = sharded(tmp_path / "model")[-1]
+    lost = min(load_file(shard))
+    rewritten(shard, lambda tensors: tensors.pop(lost))
+    with pytest.raises(ModelUnavailable, match=f"{shard.name}, where the index has it, lacks the tensor {lost}"):
+        load(tmp_path / "model")
+
+
+def test_missing_tensors_are_also_found_among_foreign_ones(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    rewritten(folder / "model.safetensors", lambda tensors: tensors.update({"transformer.up": tensors.pop(UP)}))
+    with pytest.raises(ModelUnavailable, match=f"lacks the tensor {UP}, so"):
+        load(folder)
+
+
+def test_what_is_found_only_while_loading_is_told_too() -> None:
+    told = {"mismatched_keys": {(UP, torch.Size([63, 32]), torch.Size([64, 32]))}, "missing_keys": set()}
+    with pytest.raises(ModelUnavailable, match=rf"some/model are of another model .* {UP} has the shape \(63, 32\)"):
+        loading._require_complete("some/model", told)
+
+
+def test_an_output_head_that_is_tied_to_the_embeddings_is_not_missed(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    rewritten(folder / "model.safetensors", lambda tensors: tensors.pop("lm_head.weight"))
+    load(folder)
 
 
 def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
