@@ -1,7 +1,9 @@
 """From a model's name to a model in memory: tokenizer first, then weights, with progress and errors to act on."""
 
 import logging
+import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,14 +36,52 @@ _NONE = ReasoningFormat(kind="none")
 _log = logging.getLogger(__name__)
 
 
+def has_gpu() -> bool:
+    """Torch can use a CUDA GPU here. What it warns of the first time it is asked, `why_no_gpu` says in a sentence."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "CUDA initialization")
+        return torch.cuda.is_available()
+
+
+def why_no_gpu() -> tuple[str, str]:
+    """What torch lacks for a CUDA GPU, as half a sentence, and what to do about it."""
+    built_for = torch.version.cuda
+    if built_for is None and torch.version.hip is None:
+        return "torch is installed without CUDA here", "Install a torch with CUDA as https://pytorch.org says."
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        said = _first_line(error)
+    else:
+        said = ""
+    if old := re.search(r"too old \(found version (\d+)\)", said):
+        known = f"{int(old[1]) // 1000}.{int(old[1]) % 1000 // 10}"
+        return (
+            f"the NVIDIA driver is too old: it is for CUDA {known}, and torch here is for CUDA {built_for}",
+            f"Update the driver until nvidia-smi shows CUDA {built_for} or newer, or install a torch for CUDA {known} "
+            "or older as https://pytorch.org says.",
+        )
+    if "no NVIDIA driver" in said:
+        return (
+            "there is no NVIDIA driver on this machine",
+            "Install the driver; in a container also start it with docker run --gpus all.",
+        )
+    if "No CUDA GPUs" in said:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if hidden is not None:
+            return f"CUDA_VISIBLE_DEVICES={hidden} hides every GPU", "Unset CUDA_VISIBLE_DEVICES, or set it to 0."
+        return "the NVIDIA driver is there and finds no GPU", "Check with nvidia-smi that the GPU is seen."
+    return f"torch finds none on this machine{f' ({said})' if said else ''}", "Check the driver with nvidia-smi."
+
+
 def free_gpu_gib() -> float:
     """Free memory of the first CUDA GPU, 0 where there is none."""
-    return torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else 0.0
+    return torch.cuda.mem_get_info()[0] / 2**30 if has_gpu() else 0.0
 
 
 def used_gpu_gib() -> tuple[float, float]:
     """Used and whole memory of the first CUDA GPU, by all programs; zeros where there is none."""
-    if not torch.cuda.is_available():
+    if not has_gpu():
         return 0.0, 0.0
     free, total = torch.cuda.mem_get_info()
     return (total - free) / 2**30, total / 2**30
@@ -109,15 +149,15 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
     """
     is_saved_in_four_bit = getattr(config, "quantization_config", None) is not None
     require_room(spec)
-    has_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu()
     options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if has_gpu else torch.float32,
+        "dtype": torch.bfloat16 if on_gpu else torch.float32,
         "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # what does not fit is told better by `_require_complete`
     }
-    if has_gpu:
+    if on_gpu:
         options["device_map"] = {"": 0}
     if spec.is_four_bit and not is_saved_in_four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -127,9 +167,9 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     if spec.is_four_bit or is_saved_in_four_bit:
-        _require_bitsandbytes()
+        _require_bitsandbytes(on_gpu=on_gpu)
     tell("Loading weights", 0.0)
-    if has_gpu and "quantization_config" not in options:
+    if on_gpu and "quantization_config" not in options:
         _require_fit(source, config)
     with _explained(source), _Progress(tell) as bar:
         _require_one_model(source, config)
@@ -188,11 +228,11 @@ def require_room(spec: ModelSpec) -> None:
     """
     if spec.least_gpu_gib == 0:
         return
-    if not torch.cuda.is_available():
+    if not has_gpu():
+        why, remedy = why_no_gpu()
         raise ModelUnavailable(
-            f"{spec.title} needs a CUDA GPU with about {spec.least_gpu_gib:.0f} GiB of free memory, and torch finds "
-            "none on this machine.",
-            remedy="Check the driver with nvidia-smi, or set PONDER_MODEL=demo to run the small stand-in.",
+            f"{spec.title} needs a CUDA GPU with about {spec.least_gpu_gib:.0f} GiB of free memory, and {why}.",
+            remedy=f"{remedy} PONDER_MODEL=demo runs the small stand-in on any computer.",
         )
     free = free_gpu_gib()
     if free < spec.least_gpu_gib:
@@ -248,14 +288,26 @@ def _require_complete(source: str, told: dict[str, Any]) -> None:
         raise lacking(source, told["missing_keys"])
 
 
-def _require_bitsandbytes() -> None:
+def _require_bitsandbytes(*, on_gpu: bool) -> None:
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes
+        from bitsandbytes import cextension
     except Exception as error:
         raise ModelUnavailable(
             f"4-bit models need bitsandbytes, and it cannot be loaded here: {error}.",
             remedy="Run pip install -r requirements.txt; on a GPU check that the driver is new enough for torch.",
         ) from error
+    if on_gpu and not getattr(cextension.lib, "compiled_with_cuda", False):
+        # It says so itself only at the first layer, in forty lines
+        said = str(getattr(cextension.lib, "error_msg", "")).strip().split("\n")[0][:300]
+        raise ModelUnavailable(
+            f"4-bit models need bitsandbytes with CUDA, and version {bitsandbytes.__version__} could not load its "
+            f"library for CUDA {torch.version.cuda}, which torch here is for{f': {said}' if said else ''}.",
+            remedy=(
+                "Run pip install -U bitsandbytes, or install a torch for a CUDA version that python -m bitsandbytes "
+                "lists."
+            ),
+        )
 
 
 class _Progress:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,85 @@ def test_qwq_without_a_gpu_says_what_it_needs_and_what_to_do() -> None:
     with pytest.raises(ModelUnavailable, match="needs a CUDA GPU with about 21 GiB") as refused:
         loading.load_model(QWQ, "Qwen/QwQ-32B", ROOMY, silent)  # type: ignore[arg-type]
     assert "PONDER_MODEL=demo" in str(refused.value.details["remedy"])
+
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading "
+    "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+NO_DRIVER = (
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
+    "http://www.nvidia.com/Download/index.aspx"
+)
+UNSUPPORTED = "Unexpected error from cudaGetDeviceCount(). Error 803: unsupported display driver\nCUDA kernel errors"
+
+
+def without_gpu(monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:
+    """A torch for CUDA 12.8 that warns as it is asked for a GPU, and raises `said` as it is started."""
+
+    def asked() -> bool:
+        warnings.warn(f"CUDA initialization: {said} (Triggered internally at CUDAFunctions.cpp:109.)", stacklevel=2)
+        return False
+
+    def start() -> None:
+        if said is not None:
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", asked)
+    monkeypatch.setattr(torch.cuda, "init", start)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "why", "remedy"),
+    [
+        (TOO_OLD, "driver is too old: it is for CUDA 11.4, and torch here is for CUDA 12.8.", "shows CUDA 12.8 or"),
+        (NO_DRIVER, "there is no NVIDIA driver on this machine.", "docker run --gpus all"),
+        ("No CUDA GPUs are available", "the NVIDIA driver is there and finds no GPU.", "nvidia-smi"),
+        (UNSUPPORTED, "cudaGetDeviceCount(). Error 803: unsupported display driver).", "nvidia-smi"),
+        (None, "torch finds none on this machine.", "nvidia-smi"),
+    ],
+)
+def test_why_there_is_no_gpu_is_one_sentence_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, why: str, remedy: str
+) -> None:
+    without_gpu(monkeypatch, said)
+    assert loading.free_gpu_gib() == 0.0
+    with pytest.raises(ModelUnavailable) as refused:
+        loading.require_room(QWQ)
+    assert refused.value.message.endswith(why)
+    assert "\n" not in refused.value.message
+    assert remedy in str(refused.value.details["remedy"])
+    assert "PONDER_MODEL=demo" in str(refused.value.details["remedy"])
+
+
+def test_a_hidden_gpu_is_said_with_the_variable_that_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch, "No CUDA GPUs are available")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert loading.why_no_gpu()[0] == "CUDA_VISIBLE_DEVICES=-1 hides every GPU"
+
+
+def test_a_torch_without_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch, "Torch not compiled with CUDA enabled")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert loading.why_no_gpu()[0] == "torch is installed without CUDA here"
+
+
+@pytest.mark.parametrize("error", ["No compatible CUDA binary found at libbitsandbytes_cuda140.so", None])
+def test_bitsandbytes_without_its_cuda_library_is_refused_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, error: str | None
+) -> None:
+    from bitsandbytes import cextension
+
+    lib = SimpleNamespace() if error is None else cextension.ErrorHandlerMockBNBNativeLibrary(error)
+    monkeypatch.setattr(cextension, "lib", lib)
+    monkeypatch.setattr(torch.version, "cuda", "14.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelUnavailable, match=r"its library for CUDA 14\.0, which torch here is for") as refused:
+        loading.load_model(replace(TINY_SPEC, is_four_bit=True), "some/model", ROOMY, silent)  # type: ignore[arg-type]
+    assert (error or "for.") in refused.value.message
+    assert "pip install -U bitsandbytes" in str(refused.value.details["remedy"])
 
 
 def test_too_little_gpu_memory_is_said_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
