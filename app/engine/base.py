@@ -90,7 +90,8 @@ class ModelProfile:
 class EngineStatus:
     """What the engine is doing, for people: `stage` is a phrase ("Loading weights"), `progress` runs 0 to 1.
 
-    When `state` is "failed", `problem` says what is wrong and `remedy` what to do, each a sentence.
+    When `state` is "failed", `problem` says what is wrong and `remedy` what to do, each a sentence. `way` says, for
+    whoever runs the server, how steps are taken, and which quicker ways were given up.
     """
 
     state: EngineState
@@ -98,6 +99,7 @@ class EngineStatus:
     progress: float | None = None
     problem: str = ""
     remedy: str = ""
+    way: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +117,15 @@ class Request:
 class Delta:
     """Tokens that were written, in order. `texts[i]` is what became whole characters with `token_ids[i]`.
 
-    A text is empty while a character is still missing bytes, and for stop ids and special tokens.
+    A text is empty while a character is still missing bytes, and for stop ids and special tokens. `logprobs[i]` is the
+    natural logarithm of the probability that the model itself gave to `token_ids[i]`, before temperature and cuts; an
+    engine that does not know them leaves them out.
     """
 
     request_id: str
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """From a model's name to a model in memory: tokenizer first, then weights, with progress and errors to act on."""
 
+import copy
 import logging
 import os
 import re
@@ -181,10 +182,12 @@ def load_model(spec: ModelSpec, source: str, config: PretrainedConfig, tell: Tel
     return model
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model without its weights: names and shapes alone."""
+def empty_model(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model without its weights: names and shapes alone. `config` stays as it is."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
     return model
 
 
@@ -220,6 +223,20 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(sorted({known[name] for name in names if name in known}))
 
 
+def require_gpu(spec: ModelSpec) -> None:
+    """There is a GPU, where this model needs one.
+
+    Raises:
+        ModelUnavailable: there is none; says why, and what the model needs.
+    """
+    if spec.least_gpu_gib > 0 and not has_gpu():
+        why, remedy = why_no_gpu()
+        raise ModelUnavailable(
+            f"{spec.title} needs a CUDA GPU with {spec.least_gpu_gib:g} GiB of free memory, and {why}.",
+            remedy=f"{remedy} PONDER_MODEL=demo runs the small stand-in on any computer.",
+        )
+
+
 def require_room(spec: ModelSpec) -> None:
     """There is a GPU with room for this model, where it needs one.
 
@@ -228,16 +245,11 @@ def require_room(spec: ModelSpec) -> None:
     """
     if spec.least_gpu_gib == 0:
         return
-    if not has_gpu():
-        why, remedy = why_no_gpu()
-        raise ModelUnavailable(
-            f"{spec.title} needs a CUDA GPU with about {spec.least_gpu_gib:.0f} GiB of free memory, and {why}.",
-            remedy=f"{remedy} PONDER_MODEL=demo runs the small stand-in on any computer.",
-        )
+    require_gpu(spec)
     free = free_gpu_gib()
     if free < spec.least_gpu_gib:
         raise ModelUnavailable(
-            f"{spec.title} needs about {spec.least_gpu_gib:.0f} GiB of free GPU memory and {free:.1f} GiB are free.",
+            f"{spec.title} needs {spec.least_gpu_gib:g} GiB of free GPU memory and {free:.1f} GiB are free.",
             remedy="End other programs on the GPU (nvidia-smi lists them), or set PONDER_MODEL=demo.",
         )
     _log.info("%.1f GiB of GPU memory are free", free)

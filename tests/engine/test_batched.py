@@ -1,4 +1,5 @@
 import queue
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched import selftest
 from app.engine.batched.engine import BatchedEngine
+from app.engine.batched.offload import HostPages
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
 from app.engine.local import LocalEngine
@@ -25,13 +27,28 @@ PAGE = 16
 class Desk:
     """A batched engine over the tiny model, and what it gave."""
 
-    def __init__(self, pages: int = 200, rows: int = 8, model: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, pages: int = 200, rows: int = 8, model: PreTrainedModel | None = None, *, pages_in_ram: int = 0
+    ) -> None:
         self.runner = Runner(model or tiny_model(), rows=rows, pages=pages, page_tokens=PAGE, context_window=512)
-        self.pool = PagePool(pages, PAGE)
+        self.store = HostPages(self.runner.cache, 0)
+        self.store = HostPages(self.runner.cache, pages_in_ram * self.store.page_bytes)
+        self.pool = PagePool(pages, PAGE, self.store)
         self.given: queue.Queue[Delta | Finished] = queue.Queue()
-        self.engine = BatchedEngine(self.runner, self.pool, tiny_tokenizer(), self.given.put)
+        self.lost: list[str] = []
+        self.start()
         self.ids: dict[str, list[int]] = defaultdict(list)
         self.texts: dict[str, str] = defaultdict(str)
+
+    def start(self) -> None:
+        self.engine = BatchedEngine(
+            self.runner,
+            self.pool,
+            tiny_tokenizer(),
+            self.given.put,
+            lambda: self.lost.append("lost"),
+            store=self.store,
+        )
 
     def add(self, name: str, prompt: tuple[int, ...], sampling: Sampling = GREEDY, tokens: int = 20) -> None:
         self.engine.add(Request(name, prompt, sampling, (257,), tokens))
@@ -136,7 +153,8 @@ def test_votes_over_one_prompt_share_it_and_differ_by_their_seeds(desk: Desk) ->
     for seed in range(5):
         desk.add(f"v{seed}", prompt, replace(DRAWN, seed=seed))
     ended = desk.read(5)
-    assert {one.usage.cached_tokens for one in ended.values()} == {48}
+    # The first reads the last page anew, the others take it over from the first
+    assert sorted(one.usage.cached_tokens for one in ended.values()) == [48, 63, 63, 63, 63]
     assert len({tuple(desk.ids[f"v{seed}"]) for seed in range(5)}) > 1
 
 
@@ -260,7 +278,7 @@ def test_closing_ends_everybody(desk: Desk) -> None:
         pass
     desk.engine.close()
     assert {one.reason for one in desk.read(12).values()} <= {"cancelled", "stop", "length"}
-    desk.engine = BatchedEngine(desk.runner, desk.pool, tiny_tokenizer(), desk.given.put)
+    desk.start()
 
 
 def test_text_comes_with_its_tokens(desk: Desk) -> None:
@@ -327,3 +345,137 @@ def test_a_quick_way_that_computes_something_else_is_taken_back(desk: Desk, monk
     assert "one pass is off" in said
     assert not desk.runner.is_joined
     assert desk.write(prompt_of(1, 100))[1].reason in ("length", "stop")
+
+
+def test_votes_asked_for_at_once_read_their_prompt_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    for name in ("extend", "decode_and_extend"):
+        way = getattr(desk.runner, name)
+        place = 1 if name == "extend" else 2
+
+        def counted(*told: object, way: object = way, place: int = place, **more: object) -> object:
+            read.append(len(told[place]))  # type: ignore[arg-type]
+            return way(*told, **more)  # type: ignore[operator]
+
+        monkeypatch.setattr(desk.runner, name, counted)
+    prompt = prompt_of(1, 100)
+    for seed in range(6):
+        desk.add(f"v{seed}", prompt, replace(DRAWN, seed=seed), 60)
+    ended = desk.read(6)
+    assert sum(read) == 100 + 5
+    assert sorted(one.usage.cached_tokens for one in ended.values()) == [0, 99, 99, 99, 99, 99]
+    forked = {seed: desk.ids[f"v{seed}"] for seed in range(6)}
+    for seed in range(6):
+        assert desk.write(prompt, replace(DRAWN, seed=seed), 60)[0] == forked[seed]
+    desk.pool.forget()
+
+
+def test_pages_that_made_room_come_back_from_ram(alone: LocalEngine) -> None:
+    desk = Desk(pages=14, pages_in_ram=40)
+    prompt = prompt_of(1, 130)
+    first, ended = desk.write(prompt, tokens=40)
+    assert ended.usage.cached_tokens == 0
+    for number in range(2, 5):
+        desk.write(prompt_of(number, 130), tokens=40)
+    again, ended = desk.write(prompt, tokens=40)
+    assert again == first == serially(alone, prompt, 40)
+    assert ended.usage.cached_tokens == 128
+    # Another turn, behind what was written
+    longer = (*prompt, *first, 7, 8)
+    ids, ended = desk.write(longer, tokens=20)
+    assert ids == serially(alone, longer, 20)
+    assert ended.usage.cached_tokens == 160
+    desk.engine.close()
+
+
+def test_who_gave_way_fetches_its_pages_from_ram_and_loses_no_token(alone: LocalEngine) -> None:
+    desk = Desk(pages=14, pages_in_ram=40)
+    for number in range(4):
+        desk.add(f"r{number}", prompt_of(number, 30), tokens=60)
+    desk.read(4)
+    for number in range(4):
+        assert desk.ids[f"r{number}"] == serially(alone, prompt_of(number, 30), 60)
+    assert desk.pool.available == desk.pool.total
+    desk.engine.close()
+
+
+def test_a_repetition_penalty_is_that_of_generate(desk: Desk, alone: LocalEngine) -> None:
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.4)
+    for number in range(3):
+        desk.add(f"r{number}", prompt_of(number, 50), sampling, 60)
+    desk.read(3)
+    for number in range(3):
+        alone.add(Request("s", prompt_of(number, 50), sampling, (257,), 60))
+        ids: list[int] = []
+        while not isinstance(event := alone.given.get(timeout=WAIT_S), Finished):  # type: ignore[attr-defined]
+            ids += event.token_ids
+        assert desk.ids[f"r{number}"] == ids
+
+
+def test_one_whose_text_cannot_be_made_fails_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = TokenStreamer.put
+    count = [0]
+
+    def failing(self: TokenStreamer, value: torch.Tensor) -> None:
+        count[0] += 1
+        if count[0] == 7:
+            raise ValueError("a tokenizer")
+        put(self, value)
+
+    monkeypatch.setattr(TokenStreamer, "put", failing)
+    for number in range(3):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=30)
+    ended = desk.read(3)
+    assert sorted(one.reason == "failed" for one in ended.values()) == [False, False, True]
+    assert desk.pool.available == desk.pool.total
+
+
+def test_a_loop_that_breaks_tells_everybody_and_that_all_is_lost(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("the recovery")
+
+    def failing(_: int) -> object:
+        raise RuntimeError("a kernel")
+
+    monkeypatch.setattr(desk.engine, "_recover", broken)
+    monkeypatch.setattr(desk.runner, "decode", failing)
+    desk.add("one", prompt_of(1, 20))
+    assert "text so far is kept" in desk.read()["one"].problem
+    desk.engine._thread.join(WAIT_S)
+    assert desk.lost == ["lost"]
+
+
+def test_a_lost_gpu_is_not_touched_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> object:
+        raise RuntimeError("an illegal access")
+
+    monkeypatch.setattr(desk.runner, "is_lost", lambda: True)
+    for number in range(3):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=200)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    for name in ("decode", "decode_and_extend", "move", "place"):
+        monkeypatch.setattr(desk.runner, name, failing)
+    assert {one.reason for one in desk.read(3).values()} == {"failed"}
+    desk.engine._thread.join(WAIT_S)
+    assert desk.lost == ["lost"]
+
+
+def test_a_step_that_hangs_is_seen_from_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    decode = desk.runner.decode
+
+    def slow(rows: int) -> object:
+        begun.set()
+        go_on.wait(WAIT_S)
+        return decode(rows)
+
+    assert desk.engine.stuck_s == 0
+    monkeypatch.setattr(desk.runner, "decode", slow)
+    desk.add("one", prompt_of(1, 20))
+    assert begun.wait(WAIT_S)
+    before = desk.engine.stuck_s
+    while desk.engine.stuck_s <= before:
+        pass
+    go_on.set()
+    desk.read()

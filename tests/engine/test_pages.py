@@ -73,15 +73,78 @@ def test_what_was_forgotten_is_found_by_nobody_though_it_is_still_held() -> None
     assert pool.begin(list(range(13))).pages == []
 
 
+class Shelf:
+    """A store that keeps a few pages of `content`, as a cache's own memory would be copied."""
+
+    def __init__(self, content: dict[int, list[int]], room: int = 4) -> None:
+        self.content, self.room = content, room
+        self.saved: dict[bytes, list[int]] = {}
+
+    def save(self, key: bytes, page: int) -> None:
+        self.saved.pop(key, None)
+        if len(self.saved) == self.room:
+            del self.saved[next(iter(self.saved))]
+        self.saved[key] = list(self.content[page])
+
+    def load(self, key: bytes, page: int) -> bool:
+        if key in self.saved:
+            self.content[page] = list(self.saved[key])
+        return key in self.saved
+
+    def forget(self) -> None:
+        self.saved.clear()
+
+
+def test_who_comes_while_another_reads_the_same_takes_over_what_is_read_by_then() -> None:
+    pool = PagePool(20, SIZE)
+    prompt = list(range(10))
+    first, second = pool.begin(prompt), pool.begin(prompt)
+    for held in (first, second):
+        pool.extend(held, 11)
+    pool.wrote(first, prompt[:5])
+    assert not pool.catch_up(second, prompt, 0)
+    assert second.ids == prompt[:4]
+    pool.wrote(first, prompt[5:])
+    pool.catch_up(second, prompt, 0)
+    assert second.ids == prompt[:8]
+    assert second.pages[:2] == first.pages[:2]
+    assert second.pages[2] != first.pages[2]
+    pool.end(first)
+    pool.end(second)
+    assert pool.available == pool.total
+
+
+def test_what_made_room_comes_back_from_the_store_a_few_pages_at_a_time() -> None:
+    content: dict[int, list[int]] = {page: [] for page in range(20)}
+    pool = PagePool(5, SIZE, Shelf(content, room=20))
+    prompt = list(range(17))
+    held = pool.begin(prompt)
+    with pytest.raises(OutOfPages):
+        pool.extend(held, 17)
+    held = filled(pool, prompt[:16])
+    for number, page in enumerate(held.pages):
+        content[page] = prompt[number * SIZE : (number + 1) * SIZE]
+    pool.end(held)
+    pool.end(filled(pool, [99] * 16))
+    back = pool.begin(prompt[:16])
+    assert back.ids == []
+    pool.extend(back, 16)
+    assert pool.catch_up(back, prompt[:16], 2)
+    assert back.ids == prompt[:8]
+    assert not pool.catch_up(back, prompt[:16], 2)
+    assert back.ids == prompt[:12]
+    assert [content[page] for page in back.pages[:3]] == [prompt[:4], prompt[4:8], prompt[8:12]]
+
+
 class Pool(RuleBasedStateMachine):
-    """Sequences that come, grow and go, beside what each page holds."""
+    """Sequences that come, catch up, grow and go, beside what each page holds."""
 
     held: Bundle[Held] = Bundle("held")
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(12, SIZE)
-        self.content: dict[int, list[int]] = {}
+        self.content: dict[int, list[int]] = {page: [] for page in range(12)}
+        self.pool = PagePool(12, SIZE, Shelf(self.content))
         self.alive: list[Held] = []
 
     def write(self, held: Held, ids: list[int]) -> None:
@@ -89,9 +152,12 @@ class Pool(RuleBasedStateMachine):
             self.pool.extend(held, len(held.ids) + len(ids))
         except OutOfPages:
             return
+        self.put(held, ids)
+
+    def put(self, held: Held, ids: list[int]) -> None:
         for place, token in enumerate(ids, len(held.ids)):
             page = held.pages[place // SIZE]
-            self.content[page] = [*self.content.get(page, [])[: place % SIZE], token]
+            self.content[page] = [*self.content[page][: place % SIZE], token]
         self.pool.wrote(held, ids)
 
     @rule(target=held, prompt=st.lists(st.integers(0, 1), min_size=1, max_size=14))
@@ -101,6 +167,27 @@ class Pool(RuleBasedStateMachine):
         assert held.ids == prompt[: len(held.ids)]
         assert len(held.ids) < len(prompt)
         self.write(held, prompt[len(held.ids) :])
+        return held
+
+    @rule(
+        target=held,
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=18),
+        pieces=st.lists(st.integers(1, 6), max_size=4),
+        most=st.integers(0, 3),
+    )
+    def read_slowly(self, prompt: list[int], pieces: list[int], most: int) -> Held:
+        held = self.pool.begin(prompt)
+        self.alive.append(held)
+        try:
+            self.pool.extend(held, len(prompt) + 1)
+        except OutOfPages:
+            return held
+        for piece in pieces:
+            while self.pool.catch_up(held, prompt, most) and most:
+                pass
+            assert held.ids == prompt[: len(held.ids)]
+            assert len(held.ids) < len(prompt)
+            self.put(held, prompt[len(held.ids) : len(prompt) - 1][:piece])
         return held
 
     @rule(held=held, ids=st.lists(st.integers(0, 1), min_size=1, max_size=6))
@@ -119,7 +206,8 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def every_page_holds_what_its_holders_think(self) -> None:
         for held in self.alive:
-            found = [token for page in held.pages for token in self.content.get(page, [])]
+            pages = held.pages[: -(-len(held.ids) // SIZE)]
+            found = [token for page in pages for token in self.content[page]]
             assert found[: len(held.ids)] == held.ids
 
     @invariant()

@@ -88,11 +88,9 @@ def extend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: 
     assert step.piece_pages is not None
     pages = step.piece_pages[: -(-step.context // step.cache.page_tokens)]
     read, value = (pages_of[pages].flatten(0, 1)[: step.context].transpose(0, 1)[None] for pages_of in (keys, values))
-    groups = query.shape[1] // read.shape[1]
-    if groups > 1:
-        read, value = read.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    asked = query.transpose(0, 1)[None]
     mask = causal_lower_right(len(query), step.context)
-    out = scaled_dot_product_attention(query.transpose(0, 1)[None], read, value, attn_mask=mask, scale=scaling)
+    out = scaled_dot_product_attention(asked, read, value, attn_mask=mask, scale=scaling, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 

@@ -18,15 +18,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from app.engine.base import Delta, Finished, FinishReason, Request, Usage
+from app.engine.batched.offload import MOST_A_STEP, HostPages
+from app.engine.batched.pace import Pace
 from app.engine.batched.pages import Held, OutOfPages, PagePool
 from app.engine.batched.runner import Drawn, Runner
+from app.engine.batched.sampler import has_penalty
 from app.engine.streamer import TokenStreamer
 
-# What others wait for while one reads: a step takes no longer, once it is known what a token of a piece costs
-_MOST_STALL_S = 0.135
-_LEAST_PIECE = 128
-_LARGEST_PIECE = 8192
-_FIRST_PIECE = 256
+# Pages fetched from RAM between two looks at the orders, when nobody waits for the next token
+_MOST_LOADED_ALONE = 64
 _log = logging.getLogger(__name__)
 Give = Callable[[Delta | Finished], None]
 
@@ -43,6 +43,10 @@ class _Sequence:
     cached_tokens: int = -1
     failures: int = 0
 
+    def seen(self, *more: int) -> list[int]:
+        """The tokens that its repetition penalty counts; none where there is no penalty."""
+        return [*self.tokens, *more] if has_penalty(self.request.sampling) else []
+
     @property
     def written(self) -> int:
         """How many tokens it has written."""
@@ -52,7 +56,9 @@ class _Sequence:
 class BatchedEngine:
     """Writes many requests at once; `add` and `cancel` from any thread, `give` is called from the engine's own.
 
-    `on_lost` is called, from that thread, when the GPU can no longer be used by this process.
+    `prepare` is called first, from that thread, with a function to call whenever it has moved; it returns how long the
+    pieces of prompts may be. `on_lost` is called, from that thread too, when this process can write
+    no more: the GPU is gone, or the loop itself broke.
     """
 
     def __init__(
@@ -63,16 +69,17 @@ class BatchedEngine:
         give: Give,
         on_lost: Callable[[], None] = lambda: None,
         *,
-        prepare: Callable[[], None] = lambda: None,
+        prepare: Callable[[Callable[[], None]], Pace] = lambda _: Pace(),
+        store: HostPages | None = None,
     ) -> None:
-        self._runner, self._pool, self._tokenizer = runner, pool, tokenizer
+        self._runner, self._pool, self._store, self._tokenizer = runner, pool, store, tokenizer
         self._give, self._on_lost, self._prepare = give, on_lost, prepare
         self._orders: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
         self._waiting: deque[_Sequence] = deque()
         self._reading: deque[_Sequence] = deque()
         self._writing: list[_Sequence] = []
-        self._piece = _FIRST_PIECE
-        self._last_step_s = self._step_s = 0.0
+        self._pace = Pace()
+        self._last_step_s = 0.0
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -92,26 +99,48 @@ class BatchedEngine:
 
     @property
     def stuck_s(self) -> float:
-        """How long no step has ended, while there is something to write; 0 when there is not."""
+        """How long nothing has moved, while there is something to prepare or to write; 0 when there is not."""
         since = self._last_step_s
         return time.monotonic() - since if since else 0.0
 
     # The loop
 
     def _work(self) -> None:
-        self._prepare()
-        while not self._is_closed:
-            self._take_orders()
-            try:
-                self._step()
-            except Exception as error:  # a step that serves all must not end with one of them
-                self._recover(error)
-        for sequence in [*self._writing, *self._reading, *self._waiting]:
+        try:
+            self._moved()
+            self._pace = self._prepare(self._moved)
+            while not self._is_closed:
+                self._take_orders()
+                try:
+                    self._step()
+                except Exception as error:  # a step that serves all must not end with one of them
+                    self._recover(error)
+        except Exception:
+            _log.exception("the engine's loop broke")
+            self._lose("The model failed. The text so far is kept; the model is being started again.")
+        for sequence in self._everybody():
             self._end(sequence, "cancelled")
+
+    def _moved(self) -> None:
+        self._last_step_s = time.monotonic()
+
+    def _everybody(self) -> list[_Sequence]:
+        return [*self._writing, *self._reading, *self._waiting]
+
+    def _lose(self, problem: str) -> None:
+        """All is lost, and nothing may touch the GPU any more."""
+        for sequence in self._everybody():
+            usage = Usage(len(sequence.request.prompt), sequence.written, max(0, sequence.cached_tokens))
+            self._give(Finished(sequence.request.id, "failed", usage, problem))
+        self._writing.clear()
+        self._reading.clear()
+        self._waiting.clear()
+        self._is_closed = True
+        self._on_lost()
 
     def _take_orders(self) -> None:
         """Everything asked for since the last step; waits when there is nothing to do."""
-        has_work = bool(self._waiting or self._reading or self._writing)
+        has_work = bool(self._everybody())
         self._last_step_s = time.monotonic() if has_work else 0.0
         try:
             while True:
@@ -121,15 +150,19 @@ class BatchedEngine:
             return
 
     def _obey(self, order: Request | str | None) -> None:
-        self._last_step_s = time.monotonic()
+        self._moved()
         if order is None:
             self._is_closed = True
         elif isinstance(order, str):
-            for sequence in [*self._writing, *self._reading, *self._waiting]:
+            for sequence in self._everybody():
                 if sequence.request.id == order:
                     self._end(sequence, "cancelled")
         else:
-            self._accept(order)
+            try:
+                self._accept(order)
+            except Exception as error:
+                _log.exception("a request could not be taken")
+                self._give(Finished(order.id, "failed", problem=_failed_by(error)))
 
     def _accept(self, request: Request) -> None:
         problem = self._problem_of(request)
@@ -155,10 +188,12 @@ class BatchedEngine:
         return ""
 
     def _step(self) -> None:
+        if self._store is not None:
+            self._store.begin_step()
         self._admit()
         if self._reading and self._writing and self._runner.is_joined:
             self._make_room()
-        if not self._reading:
+        if not self._reading or self._is_catching_up(self._reading[0]):
             self._write()
         elif self._writing and self._runner.is_joined:
             self._read_and_write(self._reading[0])
@@ -173,7 +208,9 @@ class BatchedEngine:
         while self._waiting and len(self._reading) + len(self._writing) < self._runner.rows:
             sequence = self._waiting[0]
             held = self._pool.begin(sequence.tokens)
-            if self._pool.pages_for(len(sequence.tokens) + 1) - len(held.pages) > self._pool.available:
+            missing = self._pool.pages_for(len(sequence.tokens) + 1) - len(held.pages)
+            # Whoever writes needs another page soon: who came in for a moment would have to go again
+            if missing + len(self._writing) > self._pool.available:
                 self._pool.end(held)
                 if not self._reading and not self._writing:
                     self._waiting.popleft()
@@ -182,11 +219,32 @@ class BatchedEngine:
                 return
             self._waiting.popleft()
             sequence.held = held
-            if sequence.cached_tokens < 0:
-                sequence.cached_tokens = len(held.ids)
             # All at once: two that read at the same time must not take each other's last pages
             self._pool.extend(held, len(sequence.tokens) + 1)
             self._reading.append(sequence)
+
+    def _is_catching_up(self, sequence: _Sequence) -> bool:
+        """Take over what it need not read; whether there is more of that in the next step."""
+        if self._pool.catch_up(sequence.held, sequence.tokens, MOST_A_STEP if self._writing else _MOST_LOADED_ALONE):
+            return True
+        self._fork(sequence)
+        if sequence.cached_tokens < 0:
+            sequence.cached_tokens = len(sequence.held.ids)
+        return False
+
+    def _fork(self, sequence: _Sequence) -> None:
+        """Somebody who writes has read the very same: take over the last, unfinished page too."""
+        size, held, end = self._pool.page_tokens, sequence.held, len(sequence.tokens) - 1
+        if held.known != end // size or len(held.ids) != held.known * size or len(held.ids) == end:
+            return
+        rest = sequence.tokens[held.known * size : end]
+        for other in self._writing:
+            # Pages before the last are known by what is in them: if they are the same, so are their tokens
+            is_same = other.held.age == held.age and other.held.pages[: held.known] == held.pages[: held.known]
+            if is_same and other.held.ids[held.known * size : end] == rest:
+                self._runner.copy_page(other.held.pages[held.known], held.pages[held.known])
+                self._pool.wrote(held, rest)
+                return
 
     def _read_piece(self, sequence: _Sequence) -> None:
         """Read the next piece of a prompt; with its end it has its first token and joins those who write."""
@@ -194,7 +252,7 @@ class BatchedEngine:
         row = len(self._writing) if is_last else None
         try:
             if row is not None:
-                self._runner.put(row, sequence.request.sampling, sequence.seed)
+                self._runner.put(row, sequence.request.sampling, sequence.seed, sequence.seen())
             drawn = self._runner.extend(sequence.held.pages, piece, start, row=row)
             self._runner.wait()
         except Exception as error:
@@ -209,23 +267,20 @@ class BatchedEngine:
         began = time.monotonic()
         try:
             if is_last:
-                self._runner.put(rows, sequence.request.sampling, sequence.seed)
+                self._runner.put(rows, sequence.request.sampling, sequence.seed, sequence.seen())
             written, first = self._runner.decode_and_extend(rows, sequence.held.pages, piece, start, is_last=is_last)
         except Exception as error:
             self._fail_to_read(sequence, error)
             return
-        if len(piece) >= _LEAST_PIECE:
-            cost_s = max((time.monotonic() - began - self._step_s) / len(piece), 1e-6)
-            wanted = int((_MOST_STALL_S - self._step_s) / cost_s)
-            # One slow pass must not shrink all that follow, nor a quick one let everybody wait
-            self._piece = max(_LEAST_PIECE, self._piece // 2, min(_LARGEST_PIECE, 4 * self._piece, wanted))
+        self._pace.learn(len(piece), time.monotonic() - began)
         self._have_written(written)
         self._has_read(sequence, piece, first)
 
     def _next_piece(self, sequence: _Sequence) -> tuple[int, list[int], bool]:
         """Where it begins, its tokens, and whether it is the prompt's last."""
         start = len(sequence.held.ids)
-        piece = sequence.tokens[start : start + (self._piece if self._writing else _LARGEST_PIECE)]
+        most = self._pace.piece if self._writing else self._pace.largest
+        piece = sequence.tokens[start : start + most]
         return start, piece, start + len(piece) == len(sequence.tokens)
 
     def _has_read(self, sequence: _Sequence, piece: list[int], drawn: Drawn | None) -> None:
@@ -235,7 +290,7 @@ class BatchedEngine:
             self._writing.append(sequence)
             row = len(self._writing) - 1
             # Others may have ended in the same step
-            self._runner.put(row, sequence.request.sampling, sequence.seed)
+            self._runner.put(row, sequence.request.sampling, sequence.seed, sequence.seen(drawn.token_id))
             self._runner.place(row, sequence.held.pages)
             self._runner.set_next(row, drawn.token_id, len(sequence.held.ids))
             self._take(sequence, drawn)
@@ -248,11 +303,12 @@ class BatchedEngine:
         """
         if isinstance(error, torch.OutOfMemoryError):
             self._fail_for_room(sequence)
+            torch.cuda.empty_cache()
             return
         if self._runner.is_lost():
             raise error
         _log.error("reading a prompt failed", exc_info=error)
-        self._fail(sequence, f"The model failed ({type(error).__name__}). The text so far is kept.")
+        self._fail(sequence, _failed_by(error))
 
     # Writing
 
@@ -261,10 +317,7 @@ class BatchedEngine:
         self._make_room()
         if not self._writing:
             return
-        began = time.monotonic()
-        drawn = self._runner.decode(len(self._writing))
-        self._step_s = time.monotonic() - began
-        self._have_written(drawn)
+        self._have_written(self._runner.decode(len(self._writing)))
 
     def _have_written(self, drawn: list[Drawn]) -> None:
         for sequence, one in zip(list(self._writing), drawn, strict=True):
@@ -306,13 +359,12 @@ class BatchedEngine:
             self._fail(sequence, "The model gave numbers that are none (NaN or infinite). Its weights may be damaged.")
             return
         sequence.tokens.append(drawn.token_id)
-        sequence.streamer.put(torch.tensor([drawn.token_id]))
-        ids, texts = [], []
-        while not sequence.streamer.text_queue.empty():
-            token_id, text = sequence.streamer.text_queue.get()
-            ids.append(token_id)
-            texts.append(text)
-        self._give(Delta(sequence.request.id, tuple(ids), tuple(texts)))
+        try:
+            self._give(_delta_of(sequence, drawn))
+        except Exception as error:
+            _log.exception("a token could not be given on")
+            self._fail(sequence, _failed_by(error))
+            return
         if drawn.token_id in sequence.request.stop_ids:
             self._end(sequence, "stop")
         elif sequence.written >= sequence.request.max_new_tokens or len(sequence.tokens) >= self._runner.context_tokens:
@@ -352,16 +404,32 @@ class BatchedEngine:
         """A step for all failed: everybody reads again from their tokens, once; who fails twice in a row is ended."""
         _log.error("a step failed", exc_info=error)
         if self._runner.is_lost():
-            for sequence in [*self._writing, *self._reading, *self._waiting]:
-                self._fail(sequence, "The GPU failed. The text so far is kept; the model is being started again.")
-            self._on_lost()
+            self._lose("The GPU failed. The text so far is kept; the model is being started again.")
             return
         self._pool.forget()
-        self._runner.forget_graphs()
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        else:
+            self._runner.forget_graphs()
         for sequence in [*self._reading, *self._writing]:
             sequence.failures += 1
             self._leave(sequence)
             if sequence.failures > 1:
-                self._fail(sequence, f"The model failed ({type(error).__name__}). The text so far is kept.")
+                self._fail(sequence, _failed_by(error))
             else:
                 self._waiting.append(sequence)
+
+
+def _delta_of(sequence: _Sequence, drawn: Drawn) -> Delta:
+    """What its newest token adds to its text."""
+    sequence.streamer.put(torch.tensor([drawn.token_id]))
+    ids, texts = [], []
+    while not sequence.streamer.text_queue.empty():
+        token_id, text = sequence.streamer.text_queue.get()
+        ids.append(token_id)
+        texts.append(text)
+    return Delta(sequence.request.id, tuple(ids), tuple(texts), (round(drawn.logprob, 4),))
+
+
+def _failed_by(error: Exception) -> str:
+    return f"The model failed ({type(error).__name__}). The text so far is kept."

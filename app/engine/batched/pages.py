@@ -1,32 +1,50 @@
 """Which pages of the KV cache belong to whom. Knows nothing of tensors: a page is a number.
 
-A page holds the keys and values of `page_tokens` tokens. A full page is known by the tokens in it and all before it, so
-that whoever reads the same beginning takes it over instead of reading again. Pages that nobody holds stay until others
-need the room; those used longest ago go first.
+A page holds the keys and values of `page_tokens` tokens. A full page is known by a digest of the tokens in it and all
+before it, so that whoever reads the same beginning takes it over instead of reading again. Pages that nobody holds stay
+until others need the room; those used longest ago go first, into a `PageStore` if there is one.
 """
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Protocol
 
-_Key = tuple[int, tuple[int, ...]]
-_ROOT = -1
+_ROOT = b""
 
 
 class OutOfPages(Exception):
     """Every page is held by somebody."""
 
 
+class PageStore(Protocol):
+    """Somewhere beside the cache where pages go that had to make room."""
+
+    def save(self, key: bytes, page: int) -> None:
+        """Keep what is in the page, if there is room and time; it is written over afterwards."""
+
+    def load(self, key: bytes, page: int) -> bool:
+        """Put what was saved under this key into the page; False if it is not there."""
+
+    def forget(self) -> None:
+        """Nothing that was saved can be relied on any more."""
+
+
 @dataclass(slots=True)
 class Held:
     """The pages of one sequence, in order, and how many of its tokens are in them.
 
-    `ids` are the tokens whose keys and values are in the cache. The first `known` pages are full and shareable.
+    `ids` are the tokens whose keys and values are in the cache. The first `known` pages are full and shareable; `key`
+    is the last one's.
     """
 
     pages: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     known: int = 0
+    key: bytes = _ROOT
+    age: int = 0
 
 
 class PagePool:
@@ -35,23 +53,22 @@ class PagePool:
     Page 0 is nobody's: rows of a batch that stand for nothing write there.
     """
 
-    def __init__(self, pages: int, page_tokens: int) -> None:
+    def __init__(self, pages: int, page_tokens: int, store: PageStore | None = None) -> None:
         if pages < 2:
             raise ValueError("a pool needs a page to write to and one to spare")
         self.page_tokens = page_tokens
         self.total = pages - 1
+        self._store = store
         self._free = list(range(pages - 1, 0, -1))
         self._holders = [0] * pages
-        # A page's key: the serial of the page before it, and its own tokens. A page that is known has a serial, which
-        # is never given twice, so that a number that is used again is not taken for what it was
-        self._by_key: dict[_Key, int] = {}
-        self._keys: dict[int, _Key] = {}
-        self._serials = [0] * pages
-        self._last_serial = 0
+        self._by_key: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
         # How many known pages come directly behind one: it must not be given away before them
         self._followers = [0] * pages
         self._parents: dict[int, int | None] = {}
         self._unheld: OrderedDict[int, None] = OrderedDict()
+        # Sequences that began before everything was forgotten may hold damaged pages: what they write is not shared
+        self._age = 0
 
     @property
     def available(self) -> int:
@@ -67,18 +84,46 @@ class PagePool:
 
         At least the prompt's last token is left to be read: its logits are what the first new token is drawn from.
         """
-        held, serial = Held(), _ROOT
-        for start in range(0, (len(prompt) - 1) // self.page_tokens * self.page_tokens, self.page_tokens):
-            tokens = tuple(prompt[start : start + self.page_tokens])
-            page = self._by_key.get((serial, tokens))
+        held = Held(age=self._age)
+        while (tokens := self._next_page_of(held, prompt)) is not None:
+            key = _key_of(held.key, tokens)
+            page = self._by_key.get(key)
             if page is None:
                 break
             self._hold(page)
             held.pages.append(page)
-            held.ids.extend(tokens)
-            serial = self._serials[page]
-        held.known = len(held.pages)
+            self._go_on(held, tokens, key)
         return held
+
+    def catch_up(self, held: Held, prompt: Sequence[int], most_loaded: int) -> bool:
+        """Take over what of the prompt is known by now: pages that others have read meanwhile, and saved ones.
+
+        Between `extend` and the first piece, and before each further one. At most so many pages are loaded from the
+        store, as that takes time; returns whether there may be more of them.
+        """
+        loaded = 0
+        while len(held.ids) == held.known * self.page_tokens and held.age == self._age:
+            tokens = self._next_page_of(held, prompt)
+            if tokens is None or held.known >= len(held.pages):
+                break
+            key, page = _key_of(held.key, tokens), held.pages[held.known]
+            twin = self._by_key.get(key)
+            if twin is not None:
+                self._hold(twin)
+                self._let_go(page)
+                held.pages[held.known] = twin
+                self._go_on(held, tokens, key)
+                continue
+            if self._store is None:
+                break
+            if loaded == most_loaded:
+                return True
+            if not self._store.load(key, page):
+                break
+            loaded += 1
+            self._know(held, page, key)
+            self._go_on(held, tokens, key)
+        return False
 
     def extend(self, held: Held, tokens: int) -> None:
         """Give a sequence pages for so many tokens in all.
@@ -99,28 +144,11 @@ class PagePool:
         held.ids.extend(ids)
         size = self.page_tokens
         while (held.known + 1) * size <= len(held.ids):
-            self._know(held, held.known)
+            key = _key_of(held.key, held.ids[held.known * size : (held.known + 1) * size])
+            if held.age == self._age:
+                self._share(held, key)
             held.known += 1
-
-    def _know(self, held: Held, at: int) -> None:
-        parent = held.pages[at - 1] if at else None
-        if parent is not None and not self._serials[parent]:
-            return  # what comes before was forgotten, so nobody could find this
-        serial = self._serials[parent] if parent is not None else _ROOT
-        key = (serial, tuple(held.ids[at * self.page_tokens : (at + 1) * self.page_tokens]))
-        page, twin = held.pages[at], self._by_key.get(key)
-        if twin is not None:
-            # Somebody wrote the same meanwhile: theirs serves both
-            self._hold(twin)
-            self._let_go(page)
-            held.pages[at] = twin
-            return
-        self._last_serial += 1
-        self._serials[page] = self._last_serial
-        self._by_key[key], self._keys[page] = page, key
-        self._parents[page] = parent
-        if parent is not None:
-            self._followers[parent] += 1
+            held.key = key
 
     def end(self, held: Held) -> None:
         """The sequence needs its pages no more. Known ones stay while there is room."""
@@ -128,18 +156,46 @@ class PagePool:
             self._let_go(page)
         held.pages.clear()
         held.ids.clear()
-        held.known = 0
+        held.known, held.key = 0, _ROOT
 
     def forget(self) -> None:
         """Nothing that was read is known any more: what is in the pages may be damaged."""
-        for page in list(self._unheld):
-            self._free.append(page)
+        self._age += 1
+        self._free.extend(self._unheld)
         self._unheld.clear()
         self._by_key.clear()
         self._keys.clear()
         self._parents.clear()
-        self._serials = [0] * len(self._serials)
         self._followers = [0] * len(self._followers)
+        if self._store is not None:
+            self._store.forget()
+
+    def _next_page_of(self, held: Held, prompt: Sequence[int]) -> Sequence[int] | None:
+        """The tokens of the first page of the prompt that is not known yet; None where only its end is left."""
+        start = held.known * self.page_tokens
+        return prompt[start : start + self.page_tokens] if start + self.page_tokens < len(prompt) else None
+
+    def _go_on(self, held: Held, tokens: Sequence[int], key: bytes) -> None:
+        held.ids.extend(tokens)
+        held.known += 1
+        held.key = key
+
+    def _share(self, held: Held, key: bytes) -> None:
+        page, twin = held.pages[held.known], self._by_key.get(key)
+        if twin is None:
+            self._know(held, page, key)
+        else:
+            # Somebody wrote the same meanwhile: theirs serves both
+            self._hold(twin)
+            self._let_go(page)
+            held.pages[held.known] = twin
+
+    def _know(self, held: Held, page: int, key: bytes) -> None:
+        parent = held.pages[held.known - 1] if held.known else None
+        self._by_key[key], self._keys[page] = page, key
+        self._parents[page] = parent
+        if parent is not None:
+            self._followers[parent] += 1
 
     def _hold(self, page: int) -> None:
         self._unheld.pop(page, None)
@@ -163,9 +219,16 @@ class PagePool:
         if page is None:
             raise OutOfPages
         del self._unheld[page]
-        del self._by_key[self._keys.pop(page)]
-        self._serials[page] = 0
+        key = self._keys.pop(page)
+        del self._by_key[key]
         parent = self._parents.pop(page)
         if parent is not None:
             self._followers[parent] -= 1
+        if self._store is not None:
+            self._store.save(key, page)
         return page
+
+
+def _key_of(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """What a page is known by: the digest of its tokens and, through its parent's, of all before it."""
+    return blake2b(array("I", tokens).tobytes(), digest_size=32, key=parent).digest()

@@ -34,7 +34,8 @@ class Runner:
     """One model with room for `rows` sequences in `pages` pages. Use it from one thread.
 
     A row is a place in the batch: `put` sets its sampling, `place` its pages and length. Row numbers are dense:
-    `decode(n)` writes one token for each of the first n rows.
+    `decode(n)` writes one token for each of the first n rows. `masks`, (K, vocabulary) bool, are the vocabularies that
+    a row may be kept to; the first should be the whole one.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Runner:
         page_tokens: int,
         context_window: int,
         has_kernels: bool = False,
+        masks: torch.Tensor | None = None,
     ) -> None:
         attention.register()
         config = model.config.get_text_config()
@@ -70,15 +72,15 @@ class Runner:
         )
         self._lengths = torch.zeros(rows, dtype=torch.int32, device=self.device)
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self._samplings = SamplingRows.on(self.device, rows)
+        self._samplings = SamplingRows.on(self.device, rows, self.vocabulary, masks)
         self._most_asked = [FEW] * rows
         self._graphs: dict[tuple[int, int], _Graph] = {}
 
     # Rows
 
-    def put(self, row: int, sampling: Sampling, seed: int) -> None:
-        """How the row's tokens are drawn."""
-        self._samplings.put([row], [sampling], [seed])
+    def put(self, row: int, sampling: Sampling, seed: int, seen: Sequence[int] = (), mask: int = 0) -> None:
+        """How the row's tokens are drawn; `seen` are those that its repetition penalty counts so far."""
+        self._samplings.put(row, sampling, seed, seen, mask)
         self._most_asked[row] = FEW if sampling.top_k <= FEW or sampling.temperature < 1e-4 else MOST
 
     def place(self, row: int, pages: Sequence[int], first: int = 0) -> None:
@@ -92,20 +94,22 @@ class Runner:
         self._tokens[row] = token_id
         self._lengths[row] = length
 
+    def set_all_lengths(self, length: int) -> None:
+        """Every row has so many tokens; for warming up."""
+        self._lengths.fill_(length)
+
     def move(self, source: int, target: int) -> None:
         """The sequence in `source` goes on in `target`."""
-        for tensor in (
-            self._block_table,
-            self._lengths,
-            self._tokens,
-            self._samplings.temperature,
-            self._samplings.top_k,
-            self._samplings.top_p,
-            self._samplings.min_p,
-            self._samplings.seed,
-        ):
+        for tensor in (self._block_table, self._lengths, self._tokens):
             tensor[target] = tensor[source]
+        self._samplings.move(source, target)
         self._most_asked[target] = self._most_asked[source]
+
+    @torch.inference_mode()
+    def copy_page(self, source: int, target: int) -> None:
+        """The keys and values of one page, also in another."""
+        for pages in (*self.cache.keys, *self.cache.values):
+            pages[target].copy_(pages[source])
 
     # Passes
 
@@ -119,8 +123,7 @@ class Runner:
         hidden = self._hidden(torch.tensor(ids, device=self.device), places, step)
         if row is None:
             return None
-        rows = self._samplings.first(row + 1)
-        one = SamplingRows(*(getattr(rows, name)[row:] for name in ("temperature", "top_k", "top_p", "min_p", "seed")))
+        one = self._samplings.at(slice(row, row + 1))
         position = torch.tensor([step.context], dtype=torch.int32, device=self.device)
         drawn = sample(self._logits(hidden[-1:]), one, position, self._most_asked[row])
         return _read(*drawn)[0]
@@ -157,7 +160,7 @@ class Runner:
         asked = rows + is_last
         drawn = sample(
             self._logits(wanted),
-            self._samplings.first(asked),
+            self._samplings.at(slice(asked)),
             torch.cat([lengths, position])[:asked],
             max(self._most_asked[:asked]),
         )
@@ -204,6 +207,17 @@ class Runner:
         return self._logits(self._hidden(torch.tensor(ids, device=self.device), places, step)).float()
 
     @torch.inference_mode()
+    def own_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """The same by the model's own forward, with none of our attention; for comparing."""
+        self.model.config._attn_implementation = "sdpa"
+        try:
+            out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False)
+        finally:
+            self.model.config._attn_implementation = attention.NAME
+        logits: torch.Tensor = out.logits[0]
+        return logits.float()
+
+    @torch.inference_mode()
     def both_logits(self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int) -> torch.Tensor:
         """The logits behind a piece's tokens and then the rows' of a `decode_and_extend`; for comparing."""
         return self._logits(self._both(rows, pages, ids, start)[1]).float()
@@ -215,7 +229,7 @@ class Runner:
 
     def _decode(self, rows: int, most: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self._decode_hidden(rows)
-        drawn = sample(self._logits(hidden), self._samplings.first(rows), self._lengths[:rows], most)
+        drawn = sample(self._logits(hidden), self._samplings.at(slice(rows)), self._lengths[:rows], most)
         self._tokens[:rows] = drawn[0]
         return drawn
 
@@ -284,6 +298,15 @@ class Runner:
             self._graphs[size, FEW] = graph
             tell((number + 1) / len(sizes))
         self._lengths.zero_()
+
+    def give_back(self) -> None:
+        """The model is as it was, and the memory of the cache free; the runner is of no use afterwards."""
+        self.model.config._attn_implementation = "sdpa"
+        self._graphs.clear()
+        self.cache.keys.clear()
+        self.cache.values.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def forget_graphs(self) -> None:
         """Go on without graphs."""

@@ -5,6 +5,7 @@ tokens at once is measured first, and a quick way may not be noticeably further.
 ties, so tokens are compared only where the gap between the two likeliest is larger than the difference that was seen.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import torch
 from app.engine.base import Sampling
 from app.engine.batched.runner import Runner
 
-_TOKENS = 48
+_TOKENS = 32
 _ROWS = 4
 _MORE = 1.5
 # A few of bf16's last bits, for models that are exact otherwise
 _LEAST = 0.02
+_LEAST_LOGPROB = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,70 @@ def joined_against_reading(runner: Runner) -> Comparison:
     spread = float(plain.var(-1).mean())
     difference = math.sqrt(float((plain - quick).square().mean()) / spread) if spread else math.inf
     return Comparison(difference, flipped, len(plain))
+
+
+@torch.inference_mode()
+def against_model(runner: Runner) -> str:
+    """What is wrong with reading through our pages, compared with the model's own forward; empty for nothing."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(0, runner.vocabulary, (_TOKENS,), generator=generator).tolist()
+    pages = list(range(1, 1 + -(-_TOKENS // runner.page_tokens)))
+    plain, ours = runner.own_logits(ids), runner.logits_of(pages, ids)
+    difference = _difference(plain, ours)
+    most = max(_LEAST, _MORE * _rounding(runner, ids, plain))
+    if difference <= most:
+        return ""
+    return f"reading in pages differs from the model's own way by {difference:.4f} ({most:.4f} is rounding)"
+
+
+def _rounding(runner: Runner, ids: Sequence[int], plain: torch.Tensor) -> float:
+    """How far the model's own forward is from itself when the same tokens come in a batch of another shape."""
+    half = runner.own_logits(ids[: _TOKENS // 2])
+    return _difference(plain[: _TOKENS // 2], half)
+
+
+def _difference(plain: torch.Tensor, other: torch.Tensor) -> float:
+    """Root mean square, over the logits' own spread; infinite where there are no numbers."""
+    spread = float(plain.var(-1).mean())
+    found = math.sqrt(float((plain - other).square().mean()) / spread) if spread > 0 else math.inf
+    return found if math.isfinite(found) else math.inf
+
+
+def set_rows(runner: Runner, rows: int, tokens: int = 0) -> None:
+    """Rows that stand behind so many tokens, all of them in one page that is shared; for tests and warm-up only."""
+    for row in range(rows):
+        runner.put(row, Sampling(temperature=0.0), row)
+        runner.place(row, [1] * (1 + tokens // runner.page_tokens))
+        runner.set_next(row, 7 % runner.vocabulary, tokens)
+
+
+@torch.inference_mode()
+def graphs_against_eager(runner: Runner, sizes: Sequence[int]) -> str:
+    """What is wrong with the recorded steps, compared with those they were recorded from; empty for nothing.
+
+    The likeliest token's log-probability is compared: near ties may fall either way, and have the same one.
+    """
+    worst = 0.0
+    for size in sizes:
+        found = []
+        for way in (contextlib.nullcontext, runner.eager):
+            _set_apart(runner, size)
+            with way():
+                found.append(runner.decode(size))
+        for graphed, eager in zip(*found, strict=True):
+            if not graphed.is_sound or not eager.is_sound:
+                return f"at {size} rows a step gives numbers that are none"
+            worst = max(worst, abs(graphed.logprob - eager.logprob))
+    return "" if worst <= _LEAST_LOGPROB else f"log-probabilities differ by {worst:.4f}"
+
+
+def _set_apart(runner: Runner, rows: int) -> None:
+    """Rows with a token each and a page each, as far as there are pages."""
+    last = runner.cache.keys[0].shape[0] - 1
+    for row in range(rows):
+        runner.put(row, Sampling(temperature=0.0), row)
+        runner.place(row, [1 + row % last])
+        runner.set_next(row, (7 * row + 1) % runner.vocabulary, 0)
 
 
 def choose(runner: Runner, compare: Callable[[Runner], Comparison] = against_reading) -> list[str]:

@@ -1,0 +1,195 @@
+"""From a loaded model to an engine that is known to be right: the runner, its self-test, graphs and warm-up.
+
+What does not compute what the model's own forward computes is taken back step by step; the last step is not ours to
+take: `CannotBatch` says that this model is to be written by `generate`, one request after the other.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from app.engine.batched import selftest
+from app.engine.batched.pace import Pace
+from app.engine.batched.runner import Runner
+from app.engine.memory import MemoryPlan, ModelShape
+
+_BITS_OF_NF4 = 4.127  # with double quantization: 4 + 8 / 64 + 32 / (64 * 256)
+_WARM_PIECES = (1, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+_LONGEST_JOINED_S = 0.25
+_log = logging.getLogger(__name__)
+# What is being done, and how far it is, 0 to 1
+Tell = Callable[[str, float], None]
+
+
+class CannotBatch(Exception):
+    """Why this model cannot be written for several people at once."""
+
+
+@dataclass(slots=True)
+class Ready:
+    """Which way steps are taken, in words, and how much of a prompt is first read beside those who write."""
+
+    way: str
+    pace: Pace
+    taken_back: list[str] = field(default_factory=list)
+
+
+def unsuitable(config: PretrainedConfig) -> str:
+    """Why a model of this configuration cannot be batched here; empty if it can be tried."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        return f"it has layers of another kind ({', '.join(sorted(kinds))})"
+    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        return "its attention sees a window only"
+    if getattr(text, "attn_logit_softcapping", None):
+        return "its attention is capped"
+    if getattr(config, "is_encoder_decoder", False) or not getattr(text, "num_attention_heads", None):
+        return "it is no decoder with attention"
+    return ""
+
+
+def shape_of(model: PreTrainedModel, *, weight_bytes: int | None = None) -> ModelShape:
+    """What of a model, loaded or on the meta device, decides how much memory it takes."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    is_four_bit = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    if weight_bytes is None:
+        weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    return ModelShape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=config.vocab_size,
+        weight_bytes=weight_bytes,
+        is_four_bit=is_four_bit,
+        element_bytes=model.dtype.itemsize,
+    )
+
+
+def bytes_in_four_bits(model: PreTrainedModel) -> int:
+    """What a model on the meta device takes once its linear layers are in NF4, but for the output head."""
+    head = model.get_output_embeddings()
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    every = sum(parameter.numel() for parameter in model.parameters())
+    return int(linear * _BITS_OF_NF4 / 8) + 2 * (every - linear)
+
+
+def runner_for(model: PreTrainedModel, plan: MemoryPlan) -> Runner:
+    """A runner with the plan's pages and rows.
+
+    Raises:
+        torch.OutOfMemoryError: the plan was wrong.
+    """
+    return Runner(
+        model,
+        rows=plan.rows,
+        pages=plan.pages,
+        page_tokens=plan.page_tokens,
+        context_window=plan.window,
+        has_kernels=model.device.type == "cuda" and _has_triton(),
+    )
+
+
+def make_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
+    """Test, capture and warm up; on the thread that will own the model. Nothing may be in the rows or pages.
+
+    Raises:
+        CannotBatch: not even the plainest way computes what the model does.
+    """
+    started = time.monotonic()
+    tell("Testing the engine", 0.0)
+    try:
+        problem = selftest.against_model(runner)
+    except Exception as error:
+        raise CannotBatch(f"{type(error).__name__}: {error}") from error
+    if problem:
+        raise CannotBatch(problem)
+    tell("Testing the engine", 0.5)
+    taken_back = selftest.choose(runner)
+    has_graphs = False
+    pace = Pace(largest=plan.largest_piece)
+    if runner.device.type == "cuda":
+        sizes = [1 << power for power in range(plan.rows.bit_length())]
+        has_graphs = _capture(runner, sizes, tell, taken_back)
+        pace = _warm_up(runner, plan, tell)
+    for sentence in taken_back:
+        _log.warning("%s", sentence)
+    _log.info("tested, captured and warmed up in %.1f s", time.monotonic() - started)
+    return Ready(_way_of(runner, plan, has_graphs, taken_back), pace, taken_back)
+
+
+def _capture(runner: Runner, sizes: list[int], tell: Tell, taken_back: list[str]) -> bool:
+    """Record the graphs and compare them with the steps they were recorded from; whether they stay."""
+    try:
+        runner.capture(sizes, lambda share: tell("Recording CUDA graphs", share))
+        problem = selftest.graphs_against_eager(runner, sizes)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {(str(error) or 'no word').splitlines()[0]}"
+        if runner.is_lost():
+            raise
+    if problem:
+        runner.forget_graphs()
+        taken_back.append(f"CUDA graphs are off: {problem}")
+    return not problem
+
+
+def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
+    """Take passes of all sizes once, so that no person waits for kernels to be loaded; what passes cost here."""
+    pages = list(range(1, plan.pages))
+    most = min(plan.largest_piece, plan.kv_tokens // 2, plan.window)
+    sizes = [size for size in _WARM_PIECES if size <= most]
+    took_s: dict[int, float] = {}
+    selftest.set_rows(runner, plan.rows)
+    for number, size in enumerate(sizes):
+        ids = [number % runner.vocabulary] * size
+        runner.extend(pages, ids, 0, row=0)
+        if runner.is_joined and max(took_s.values(), default=0.0) < _LONGEST_JOINED_S:
+            took_s[size] = max(_joined_s(runner, rows, pages, ids) for rows in (1, plan.rows))
+        tell("Warming up", (number + 1) / len(sizes))
+    runner.wait()
+    shown = ", ".join(f"{size}: {1e3 * seconds:.0f}" for size, seconds in took_s.items())
+    _log.info("ms of a pass with %d rows and so many tokens of a prompt: %s", plan.rows, shown)
+    return Pace.of(took_s, plan.largest_piece)
+
+
+def _joined_s(runner: Runner, rows: int, pages: list[int], ids: list[int]) -> float:
+    """Seconds of a pass of a piece and rows, taken for the second time."""
+    took_s = 0.0
+    for _ in range(2):
+        runner.set_all_lengths(1)
+        started = time.monotonic()
+        runner.decode_and_extend(rows, pages, ids, 0, is_last=False)
+        took_s = time.monotonic() - started
+    return took_s
+
+
+def _way_of(runner: Runner, plan: MemoryPlan, has_graphs: bool, taken_back: list[str]) -> str:
+    parts = [
+        "CUDA graphs" if has_graphs else "eager steps",
+        "fused kernels" if runner.is_fused else "the model's own modules",
+        "paged attention in Triton" if runner.has_kernels else "sdpa over gathered pages",
+    ]
+    off = f" ({'; '.join(taken_back)})" if taken_back else ""
+    return (
+        f"{plan.rows} at once, {plan.kv_tokens:,} tokens of KV cache, {plan.window:,} for one; {', '.join(parts)}{off}"
+    )
+
+
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,236 @@
+"""What only a CUDA GPU can show: graphs, kernels, page-locked memory, a GPU that fails.
+
+Needs nothing of the other tests' fixtures: `pytest --noconftest -m gpu tests/engine/test_gpu.py`.
+"""
+
+import queue
+import subprocess
+import sys
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.engine.base import Delta, Finished, Request, Sampling
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU"),
+    pytest.mark.filterwarnings("default"),
+]
+
+GREEDY = Sampling(temperature=0.0)
+PAGE = 64
+WAIT_S = 100
+
+
+def made(layers: int = 2) -> Any:
+    from bench.gpu import built
+    from bench.gpu_smoke import TINY_SHAPE
+
+    torch.manual_seed(0)
+    return built(TINY_SHAPE, layers)
+
+
+class Desk:
+    """A batched engine on the GPU, ready as the worker makes it ready, and what it gave."""
+
+    def __init__(self, pages: int = 60, rows: int = 8, ram_bytes: int = 0) -> None:
+        from app.engine.batched.engine import BatchedEngine
+        from app.engine.batched.offload import HostPages
+        from app.engine.batched.pages import PagePool
+        from app.engine.batched.start import make_ready, runner_for
+        from app.engine.memory import MemoryPlan
+        from tests.engine.tiny import tiny_tokenizer
+
+        plan = MemoryPlan(0, 0, 0, pages, rows, 2048, 2048, PAGE)
+        self.runner = runner_for(made(), plan)
+        self.ready = make_ready(self.runner, plan, lambda *_: None)
+        self.store = HostPages(self.runner.cache, ram_bytes)
+        self.pool = PagePool(pages, PAGE, self.store)
+        self.given: queue.Queue[Delta | Finished] = queue.Queue()
+        self.engine = BatchedEngine(
+            self.runner,
+            self.pool,
+            tiny_tokenizer(),
+            self.given.put,
+            prepare=lambda _: self.ready.pace,
+            store=self.store,
+        )
+        self.ids: dict[str, list[int]] = defaultdict(list)
+
+    def add(self, name: str, prompt: tuple[int, ...], tokens: int = 20, sampling: Sampling = GREEDY) -> None:
+        self.ids.pop(name, None)
+        self.engine.add(Request(name, prompt, sampling, (), tokens))
+
+    def read(self, count: int = 1) -> dict[str, Finished]:
+        ended: dict[str, Finished] = {}
+        while len(ended) < count:
+            event = self.given.get(timeout=WAIT_S)
+            if isinstance(event, Finished):
+                ended[event.request_id] = event
+            else:
+                self.ids[event.request_id] += event.token_ids
+        return ended
+
+
+def prompt_of(number: int, tokens: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(number)
+    return tuple(torch.randint(0, 256, (tokens,), generator=generator).tolist())
+
+
+def test_grouped_heads_need_no_copies_of_keys_and_values() -> None:
+    """What a pass over one prompt gathers: the plain way repeats keys and values for each group of heads."""
+    from torch.nn.attention.bias import causal_lower_right
+    from torch.nn.functional import scaled_dot_product_attention
+
+    torch.manual_seed(0)
+    query = torch.randn(1, 40, 512, 128, dtype=torch.bfloat16, device="cuda")
+    key, value = (torch.randn(1, 8, 4096, 128, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    mask = causal_lower_right(512, 4096)
+    wide = [taken.repeat_interleave(5, 1) for taken in (key, value)]
+    plain = scaled_dot_product_attention(query, *wide, attn_mask=mask)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    grouped = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    assert torch.cuda.max_memory_allocated() - before < 4 * grouped.numel() * grouped.element_size()
+    torch.testing.assert_close(plain, grouped, atol=0.02, rtol=0.02)
+
+
+def test_every_quick_way_passes_its_own_test() -> None:
+    desk = Desk()
+    assert desk.ready.taken_back == []
+    assert "CUDA graphs, fused kernels, paged attention in Triton" in desk.ready.way
+    desk.add("one", prompt_of(1, 300), 100)
+    assert desk.read()["one"].reason == "length"
+    desk.engine.close()
+
+
+def test_a_kernel_that_computes_something_else_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.batched import kernels
+
+    monkeypatch.setattr(kernels, "paged_decode", lambda query, *_: torch.zeros_like(query))
+    desk = Desk()
+    assert "sdpa over gathered pages" in desk.ready.way
+    assert any("attention kernel is off" in sentence for sentence in desk.ready.taken_back)
+    desk.add("one", prompt_of(1, 300), 20)
+    assert desk.read()["one"].reason == "length"
+    desk.engine.close()
+
+
+def test_the_same_seed_gives_the_same_text_in_graphs_of_one_size() -> None:
+    desk = Desk()
+    sampling = Sampling(temperature=1.0, top_p=0.95, top_k=40, seed=3)
+    for _ in range(2):
+        desk.add("one", prompt_of(1, 100), 60, sampling)
+        desk.read()
+        first = desk.ids["one"]
+        desk.add("one", prompt_of(1, 100), 60, sampling)
+        desk.read()
+        assert desk.ids["one"] == first
+    desk.engine.close()
+
+
+def test_pages_that_made_room_come_back_from_ram_as_they_were() -> None:
+    desk = Desk(pages=20, ram_bytes=1 << 26)
+    assert desk.store.total >= 20
+    prompt = prompt_of(1, 600)
+    desk.add("one", prompt, 30)
+    assert desk.read()["one"].usage.cached_tokens == 0
+    first = desk.ids["one"]
+    for number in range(2, 6):
+        desk.add(f"r{number}", prompt_of(number, 600), 30)
+        desk.read()
+    desk.add("one", prompt, 30)
+    assert desk.read()["one"].usage.cached_tokens == 599 // PAGE * PAGE
+    assert desk.ids["one"] == first
+    desk.engine.close()
+
+
+def test_numbers_that_are_none_fail_their_request_alone() -> None:
+    desk = Desk()
+    with torch.no_grad():
+        desk.runner.model.get_input_embeddings().weight[300] = float("nan")
+    desk.add("sound", prompt_of(1, 100), 200)
+    desk.add("broken", (*prompt_of(2, 50), 300), 50)
+    ended = desk.read(2)
+    assert ended["sound"].reason == "length"
+    assert "NaN" in ended["broken"].problem
+    desk.engine.close()
+
+
+def test_too_little_memory_fails_that_request_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.batched import attention
+
+    extend = attention.extend
+
+    def greedy(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(query) == 700:
+            torch.empty(1 << 45, dtype=torch.uint8, device="cuda")
+        return extend(query, *rest)
+
+    desk = Desk()
+    monkeypatch.setattr(attention, "extend", greedy)
+    desk.add("long", prompt_of(1, 700))
+    problem = desk.read()["long"].problem
+    assert "too long for this GPU" in problem
+    assert "700 tokens" in problem
+    desk.add("next", prompt_of(2, 100))
+    assert desk.read()["next"].reason == "length"
+    desk.engine.close()
+
+
+def test_an_error_inside_a_kernel_ends_the_process_and_every_request_is_told() -> None:
+    script = """
+        import os, torch
+        from tests.engine.test_gpu import Desk, prompt_of
+        desk = Desk()
+        decode, calls = desk.runner.decode, [0]
+        def failing(rows):
+            calls[0] += 1
+            if calls[0] == 9:
+                torch.zeros(4, device="cuda")[torch.tensor([77], device="cuda")].cpu()
+            return decode(rows)
+        desk.runner.decode = failing
+        def lost():
+            for _ in range(2):
+                pass
+            told = []
+            while not desk.given.empty():
+                event = desk.given.get()
+                if hasattr(event, "problem"):
+                    told.append(event.problem)
+            print("TOLD", told, flush=True)
+            os._exit(70)
+        desk.engine._on_lost = lost
+        for number in range(2):
+            desk.add(f"r{number}", prompt_of(number, 50), 100)
+        import time
+        time.sleep(60)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 70, ran.stderr[-2000:]
+    assert ran.stdout.count("The GPU failed. The text so far is kept") == 2, ran.stdout
+
+
+# The last one: torch's own random numbers cannot be drawn on this GPU any more after a recording that failed
+def test_a_step_that_cannot_be_recorded_is_taken_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.batched import runner
+
+    drawn = runner.sample
+    monkeypatch.setattr(runner, "sample", lambda logits, *rest: (logits.sum().item(), drawn(logits, *rest))[1])
+    desk = Desk()
+    assert "eager steps" in desk.ready.way
+    assert any("CUDA graphs are off" in sentence for sentence in desk.ready.taken_back)
+    desk.add("one", prompt_of(1, 30), 20)
+    assert desk.read()["one"].reason == "length"
+    desk.engine.close()

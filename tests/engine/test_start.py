@@ -1,0 +1,177 @@
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
+
+from app.engine.batched import selftest
+from app.engine.batched.pace import FIRST_PIECE, MOST_STALL_S, Pace
+from app.engine.batched.start import CannotBatch, bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
+from app.engine.hosting import expected_plan, free_ram_bytes, why_not_batched
+from app.engine.loading import empty_model
+from app.engine.memory import MemoryPlan
+from app.engine.profiles import QWQ
+from app.errors import BadSetting, ModelUnavailable
+from tests.engine.tiny import tiny_model
+
+PLAN = MemoryPlan(0, 0, 0, 40, 8, 512, 512, 16)
+QWQ_CONFIG = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=5120,
+    intermediate_size=27648,
+    num_hidden_layers=64,
+    num_attention_heads=40,
+    num_key_value_heads=8,
+    max_position_embeddings=40960,
+    tie_word_embeddings=False,
+)
+
+
+def told(*_: Any) -> None:
+    """Nobody listens."""
+
+
+def test_the_plain_way_is_ready_on_a_cpu_and_says_so() -> None:
+    stages: list[str] = []
+    runner = runner_for(tiny_model(), PLAN)
+    ready = make_ready(runner, PLAN, lambda stage, _: stages.append(stage))
+    assert ready.taken_back == []
+    assert ready.way == (
+        "8 at once, 624 tokens of KV cache, 512 for one; eager steps, the model's own modules, sdpa over gathered pages"
+    )
+    assert set(stages) == {"Testing the engine"}
+
+
+def test_a_model_that_does_not_call_our_attention_is_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_for(tiny_model(), PLAN)
+    monkeypatch.setattr(runner, "logits_of", lambda _, ids: torch.randn(len(ids), runner.vocabulary))
+    with pytest.raises(CannotBatch, match="differs from the model's own way"):
+        make_ready(runner, PLAN, told)
+
+
+def test_a_model_that_raises_on_our_way_is_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_for(tiny_model(), PLAN)
+
+    def raising(*_: Any) -> torch.Tensor:
+        raise TypeError("unexpected keyword argument 'step'")
+
+    monkeypatch.setattr(runner, "logits_of", raising)
+    with pytest.raises(CannotBatch, match="unexpected keyword"):
+        make_ready(runner, PLAN, told)
+
+
+def test_the_models_own_forward_is_compared_and_left_as_it_was() -> None:
+    runner = runner_for(tiny_model(), PLAN)
+    ours = runner.model.config._attn_implementation
+    assert selftest.against_model(runner) == ""
+    assert runner.model.config._attn_implementation == ours
+    runner.give_back()
+    assert runner.model.config._attn_implementation == "sdpa"
+    runner.model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False)  # type: ignore[operator]
+
+
+def test_steps_that_were_recorded_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_for(tiny_model(), PLAN)
+    assert selftest.graphs_against_eager(runner, [1, 2, 8]) == ""
+    decode, calls = runner.decode, [0]
+
+    def wrong(rows: int) -> Any:
+        calls[0] += 1
+        if calls[0] % 2:
+            runner.set_next(0, 200, 3)
+        return decode(rows)
+
+    monkeypatch.setattr(runner, "decode", wrong)
+    assert "log-probabilities differ" in selftest.graphs_against_eager(runner, [1, 2, 8])
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (MistralConfig(sliding_window=4096), "sees a window only"),
+        (Qwen2Config(layer_types=["full_attention", "sliding_attention"], num_hidden_layers=2), "sliding_attention"),
+        (QWQ_CONFIG, ""),
+        (LlamaConfig(), ""),
+    ],
+)
+def test_models_whose_attention_is_not_ours_are_told_by_their_configuration(config: Any, why: str) -> None:
+    found = unsuitable(config)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_the_setting_decides_where_both_ways_can_be_gone() -> None:
+    assert "PONDER_ENGINE says so" in why_not_batched(QWQ_CONFIG, "local")
+    assert "no CUDA GPU" in why_not_batched(QWQ_CONFIG, "auto")
+    assert why_not_batched(QWQ_CONFIG, "batched") == ""
+    with pytest.raises(BadSetting, match="PONDER_ENGINE=batched"):
+        why_not_batched(MistralConfig(sliding_window=4096), "batched")
+
+
+def test_qwq_is_known_to_take_18_gib_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        from transformers import Qwen2ForCausalLM
+
+        model = Qwen2ForCausalLM(QWQ_CONFIG)
+    assert 17.8 < bytes_in_four_bits(model) / 2**30 < 18.0
+    shape = shape_of(model)
+    assert (shape.layers, shape.heads, shape.kv_heads, shape.head_width) == (64, 40, 8, 128)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(139.3 * 2**30), int(139.8 * 2**30)))
+    assert expected_plan(QWQ, QWQ_CONFIG, 32768, 0).rows == 64
+    assert expected_plan(QWQ, QWQ_CONFIG, 32768, 24).kv_tokens >= 12_000
+    with pytest.raises(ModelUnavailable, match=r"QwQ-32B needs 21.* GiB of free GPU memory"):
+        expected_plan(QWQ, QWQ_CONFIG, 32768, 16)
+
+
+def test_planning_leaves_the_configuration_as_it_was() -> None:
+    config = Qwen2Config(vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, dtype="bfloat16")
+    before = config.to_dict()
+    assert empty_model(config, torch.float16).dtype == torch.float16
+    assert config.to_dict() == before
+
+
+def test_a_model_with_tied_embeddings_and_no_groups_is_planned_too() -> None:
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    shape = shape_of(LlamaForCausalLM(config))
+    assert (shape.kv_heads, shape.element_bytes, shape.is_four_bit) == (4, 4, False)
+
+
+def test_this_machine_has_some_memory() -> None:
+    assert free_ram_bytes() > 1 << 26
+
+
+def test_pieces_are_as_long_as_others_can_wait() -> None:
+    took_s = {1: 0.06, 128: 0.07, 256: 0.08, 512: 0.098, 1024: 0.16, 2048: 0.27}
+    pace = Pace.of(took_s, 8192)
+    assert pace.piece == 512
+    for _ in range(30):
+        pace.learn(pace.piece, 0.06 + 0.00008 * pace.piece)
+    assert 0.8 * MOST_STALL_S < 0.06 + 0.00008 * pace.piece <= MOST_STALL_S
+    before = pace.piece
+    pace.learn(64, 0.5)
+    assert pace.piece == before
+    pace.learn(pace.piece, 3.0)
+    assert pace.piece == before // 2 // 64 * 64
+
+
+def test_on_a_slow_computer_pieces_are_not_shorter_than_what_a_pass_costs_anyway() -> None:
+    pace = Pace.of({1: 0.2, 128: 0.2, 512: 0.22}, 8192)
+    assert pace.piece == 512
+    for _ in range(30):
+        pace.learn(pace.piece, 0.2 + 0.00004 * pace.piece)
+    assert pace.piece > 1000
+
+
+@pytest.mark.parametrize("largest", [48, 128, 512])
+def test_no_piece_is_longer_than_there_is_room_for(largest: int) -> None:
+    pace = Pace.of({1: 0.01, 32: 0.01}, largest)
+    for _ in range(10):
+        pace.learn(pace.piece, 0.01)
+        assert 0 < pace.piece <= largest
+
+
+def test_without_a_measurement_the_first_piece_is_small() -> None:
+    assert Pace.of({}, 8192).piece == FIRST_PIECE
