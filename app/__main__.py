@@ -1,4 +1,5 @@
-"""Commands beside the server: `python -m app check | create-admin | reset-password | purge | backup | restore`."""
+"""Commands beside the server: `python -m app check | quantize | create-admin | reset-password | purge | backup |
+restore`."""
 
 import argparse
 import sys
@@ -13,7 +14,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(given)
     except PonderError as error:
-        sys.stderr.write(f"{error.message}\n")
+        remedy = str(error.details.get("remedy", ""))
+        sys.stderr.write(f"{error.message} {remedy}".strip() + "\n")
         return 2
 
 
@@ -22,6 +24,8 @@ def _run(given: argparse.Namespace) -> int:
         from app.check import run_check
 
         return run_check(given.model, given.question, given.thinking_tokens)
+    if given.command == "quantize":
+        return _quantize(given.model, given.folder)
     from app import keeping
 
     if given.command == "create-admin":
@@ -35,6 +39,21 @@ def _run(given: argparse.Namespace) -> int:
     return keeping.purge(is_dry=given.dry_run)
 
 
+def _quantize(model: str, folder: Path) -> int:
+    from app.engine.quantize import quantize
+
+    stages: list[str] = []
+
+    def tell(stage: str, _: float | None) -> None:
+        if stage not in stages:
+            stages.append(stage)
+            sys.stderr.write(f"{stage} ...\n")
+
+    written = quantize(model, folder, tell)
+    sys.stdout.write(f"{written / 2**30:.1f} GiB in {folder}. Start Ponder with PONDER_MODEL={folder}\n")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -42,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--model", help="as PONDER_MODEL")
     check.add_argument("--question", default="How many r in strawberry.")
     check.add_argument("--thinking-tokens", type=int, help="the reasoning budget; the model's own if left out")
+    quantized = commands.add_parser("quantize", help="write a model in 4 bits into a folder, for quick starts")
+    quantized.add_argument("folder", type=Path)
+    quantized.add_argument("--model", default="qwq-32b", help="a known name, a Hub id or a folder")
     admin = commands.add_parser("create-admin", help="make an admin account")
     admin.add_argument("name")
     admin.add_argument("--existing", action="store_true", help="make an admin of the account that has this name")

@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     max_waiting_runs: int = Field(default=100, ge=1)
     max_context_tokens: int = Field(default=32768, ge=512)
 
+    engine: Literal["auto", "batched", "local"] = "auto"
+    gpu_memory_gib: float = Field(default=0, ge=0)
+    kv_ram_gib: float | None = Field(default=None, ge=0)
+
     @field_validator("log_level")
     @classmethod
     def _known_level(cls, value: str) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 from app.config import Settings
 from app.engine.base import EngineEvent, EngineStatus, Finished, Message, ModelProfile, Request
 from app.engine.wire import (
+    EXIT_GPU_LOST,
+    EXIT_HUNG,
     MOST_LINE_BYTES,
     Add,
     Cancel,
@@ -44,11 +46,11 @@ _log = logging.getLogger(__name__)
 class EngineProcess:
     """`engine.base.Engine` over a local socket. Use it on one event loop, between `start` and `close`.
 
-    A process without any sign of life for `silence_s`, or whose model does not begin a layer for so long while it has
-    something to write, hangs: it is ended and started again.
+    A process whose model does not move for `silence_s` while it has something to write, or that gives no sign of life
+    for twice as long, hangs: it is ended and started again.
     """
 
-    def __init__(self, settings: Settings, *, silence_s: float = 120.0) -> None:
+    def __init__(self, settings: Settings, *, silence_s: float = 60.0) -> None:
         self._settings = settings
         self._silence_s = silence_s
         self._was_ready = False
@@ -134,7 +136,9 @@ class EngineProcess:
                 return
             deaths = 1 if self._was_ready else deaths + 1
             _log.error("the model process ended: %s", _how(code))
-            self._end_requests("failed", "The model process ended in the middle. The text so far is kept; try again.")
+            self._end_requests(
+                "failed", f"The model ended in the middle: {_how(code)}. The text so far is kept; try again."
+            )
             if deaths >= _MOST_DEATHS:
                 self._become(
                     EngineStatus(
@@ -191,6 +195,9 @@ class EngineProcess:
             "--cache-dir": settings.cache_dir.expanduser().absolute(),
             "--max-context-tokens": settings.max_context_tokens,
             "--silence-s": self._silence_s,
+            "--engine": settings.engine,
+            "--gpu-memory-gib": settings.gpu_memory_gib,
+            "--kv-ram-gib": "auto" if settings.kv_ram_gib is None else settings.kv_ram_gib,
             "--parent": os.getpid(),
         }
         return await asyncio.create_subprocess_exec(
@@ -206,9 +213,9 @@ class EngineProcess:
         """Frames until the process is gone, or silent for so long that it must hang."""
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), self._silence_s)
+                line = await asyncio.wait_for(reader.readline(), 2 * self._silence_s)
             except TimeoutError:
-                _log.error("the model process gave no sign of life for %d s", self._silence_s)
+                _log.error("the model process gave no sign of life for %d s", 2 * self._silence_s)
                 return
             except ConnectionError:
                 return
@@ -297,6 +304,8 @@ def _how(code: int | None) -> str:
     """How a process ended, from its exit status."""
     if code is None:
         return "it did not start"
+    if code in (EXIT_GPU_LOST, EXIT_HUNG):
+        return "the GPU failed" if code == EXIT_GPU_LOST else "the model hung"
     if code >= 0:
         return f"exit status {code}"
     try:

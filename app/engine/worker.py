@@ -12,12 +12,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.engine.base import Delta, EngineStatus, Finished, ModelProfile
 from app.engine.wire import (
+    EXIT_GPU_LOST,
+    EXIT_HUNG,
     MOST_LINE_BYTES,
     Add,
     Cancel,
@@ -33,7 +37,11 @@ from app.engine.wire import (
 from app.errors import PonderError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from app.engine.batched.engine import BatchedEngine
     from app.engine.local import LocalEngine
+    from app.engine.memory import MemoryPlan
     from app.engine.prompts import PromptEncoder
 
 _COALESCE_S = 0.04
@@ -45,15 +53,12 @@ _log = logging.getLogger("app.engine.worker")
 class Worker:
     """One model and one connection. The loading thread and the engine's thread hand over through `_collect`."""
 
-    def __init__(self, model: str, cache_dir: Path, max_context_tokens: int, silence_s: float) -> None:
-        self._model = model
-        self._silence_s = silence_s
-        self._cache_dir = cache_dir
-        self._max_context_tokens = max_context_tokens
+    def __init__(self, told: argparse.Namespace) -> None:
+        self._told = told
         self._status = EngineStatus("starting", "Starting the model process")
         self._profile: ModelProfile | None = None
         self._encoder: PromptEncoder | None = None
-        self._engine: LocalEngine | None = None
+        self._engine: LocalEngine | BatchedEngine | None = None
         self._loop = asyncio.new_event_loop()
         self._deltas: list[Delta | Finished] = []
         self._lock = threading.Lock()
@@ -132,9 +137,9 @@ class Worker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_written.wait(), _SIGN_OF_LIFE_S)
             self._has_written.clear()
-            if self._engine is not None and self._engine.stuck_s > self._silence_s:
-                _log.error("the model has not moved for %d s; ending this process", self._silence_s)
-                os._exit(1)  # a thread that hangs in a kernel can be ended no other way
+            if self._engine is not None and self._engine.stuck_s > self._told.silence_s:
+                _log.error("the model has not moved for %d s; ending this process", self._told.silence_s)
+                os._exit(EXIT_HUNG)  # a thread that hangs in a kernel can be ended no other way
             with self._lock:
                 events, self._deltas = self._deltas, []
             self._send(_coalesced(events))
@@ -163,28 +168,94 @@ class Worker:
 
     def _load_all(self) -> None:
         self._tell("Starting torch", None)
-        from app.engine import loading
+        # Read when triton is imported: kernels that were compiled once are there at the next start
+        os.environ.setdefault("TRITON_CACHE_DIR", str(self._told.cache_dir / "triton"))
+        from app.engine import hosting, loading
         from app.engine.demo import demo_folder
-        from app.engine.local import LocalEngine
         from app.engine.profiles import spec_for
         from app.engine.prompts import PromptEncoder
 
-        spec = spec_for(self._model, loading.free_gpu_gib())
+        told = self._told
+        hosting.cap_gpu(told.gpu_memory_gib)
+        spec = spec_for(told.model, hosting.free_gpu_bytes(told.gpu_memory_gib) / 2**30)
         source = spec.source
-        loading.require_room(spec)
+        loading.require_gpu(spec)
         if spec.is_demo:
-            source = str(demo_folder(self._cache_dir, lambda stage: self._tell(stage, None)) or source)
+            source = str(demo_folder(told.cache_dir, lambda stage: self._tell(stage, None)) or source)
         self._tell("Loading the tokenizer", None)
         tokenizer = loading.load_tokenizer(source)
         config = loading.load_config(source)
         encoder = PromptEncoder(tokenizer)
-        self._profile = loading.profile_of(spec, tokenizer, encoder, config, self._max_context_tokens)
+        reason = hosting.why_not_batched(config, told.engine)
+        window = told.max_context_tokens
+        self._profile = loading.profile_of(spec, tokenizer, encoder, config, window)
+        if not reason:
+            # Before the weights are there, so that what cannot fit is said at once
+            expected = hosting.expected_plan(spec, config, self._profile.context_window, told.gpu_memory_gib)
+            self._profile = loading.profile_of(spec, tokenizer, encoder, config, expected.window)
         self._encoder = encoder
         self._tell("Loading weights", 0.0)
         model = loading.load_model(spec, source, config, self._tell)
-        self._engine = LocalEngine(model, tokenizer, self._collect, lambda: os._exit(1))
-        _log.info("%s is ready", spec.title)
-        self._tell_status(EngineStatus("ready"))
+        if reason:
+            self._write_alone(model, tokenizer, reason)
+            return
+        plan = hosting.plan_for(spec, model, self._profile.context_window, told.gpu_memory_gib)
+        _log.info("%s", plan)
+        profile = loading.profile_of(spec, tokenizer, encoder, config, plan.window)
+        self._profile = replace(profile, slots=plan.rows)
+        self._write_together(model, tokenizer, plan)
+
+    def _write_alone(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", reason: str) -> None:
+        from app.engine.local import LocalEngine
+
+        assert self._profile is not None
+        self._profile = replace(self._profile, slots=1)
+        self._engine = LocalEngine(model, tokenizer, self._collect, lambda: os._exit(EXIT_GPU_LOST))
+        self._tell_ready(f"one request at a time, by transformers' generate: {reason}")
+
+    def _write_together(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", plan: "MemoryPlan"
+    ) -> None:
+        from app.engine.batched.engine import BatchedEngine
+        from app.engine.batched.pace import Pace
+        from app.engine.batched.pages import PagePool
+        from app.engine.batched.start import CannotBatch, make_ready, runner_for
+        from app.engine.hosting import pages_in_ram
+
+        self._tell("Making room for the KV cache", None)
+        runner = runner_for(model, plan)
+        store = pages_in_ram(runner.cache, self._told.kv_ram_gib)
+        pool = PagePool(plan.pages, plan.page_tokens, store)
+
+        def prepare(moved: Callable[[], None]) -> Pace:
+            def tell(stage: str, progress: float | None) -> None:
+                moved()
+                self._tell(stage, progress)
+
+            try:
+                ready = make_ready(runner, plan, tell)
+            except CannotBatch as error:
+                _log.warning("writing for several people at once is off: %s", error)
+                runner.give_back()
+                self._write_alone(model, tokenizer, f"the self-test failed: {error}")
+                return Pace()
+            self._tell_ready(ready.way)
+            return ready.pace
+
+        self._engine = BatchedEngine(
+            runner,
+            pool,
+            tokenizer,
+            self._collect,
+            lambda: os._exit(EXIT_GPU_LOST),
+            prepare=prepare,
+            store=store,
+        )
+
+    def _tell_ready(self, way: str) -> None:
+        assert self._profile is not None
+        _log.info("%s is ready: %s", self._profile.title, way)
+        self._tell_status(EngineStatus("ready", way=way))
 
     def _tell(self, stage: str, progress: float | None) -> None:
         """A stage, or a step of it worth showing."""
@@ -203,6 +274,7 @@ def _coalesced(events: list[Delta | Finished]) -> Written:
     """One delta a request, its tokens in order."""
     ids: dict[str, list[int]] = {}
     texts: dict[str, list[str]] = {}
+    logprobs: dict[str, list[float]] = {}
     finished: list[Finished] = []
     for event in events:
         if isinstance(event, Finished):
@@ -210,7 +282,8 @@ def _coalesced(events: list[Delta | Finished]) -> Written:
         else:
             ids.setdefault(event.request_id, []).extend(event.token_ids)
             texts.setdefault(event.request_id, []).extend(event.texts)
-    deltas = tuple(Delta(key, tuple(ids[key]), tuple(texts[key])) for key in ids)
+            logprobs.setdefault(event.request_id, []).extend(event.logprobs)
+    deltas = tuple(Delta(key, tuple(ids[key]), tuple(texts[key]), tuple(logprobs[key])) for key in ids)
     return Written(deltas, tuple(finished))
 
 
@@ -231,10 +304,13 @@ def main() -> int:
     parser.add_argument("--max-context-tokens", type=int, required=True)
     parser.add_argument("--silence-s", type=float, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--engine", choices=("auto", "batched", "local"), default="auto")
+    parser.add_argument("--gpu-memory-gib", type=float, default=0.0)
+    parser.add_argument("--kv-ram-gib", default="auto")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _end_with_parent(given.parent)
-    Worker(given.model, given.cache_dir, given.max_context_tokens, given.silence_s).run(given.socket)
+    Worker(given).run(given.socket)
     # Threads of torch and of the loading may hang in native code; nothing is left to save
     os._exit(0)
 

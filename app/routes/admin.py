@@ -78,6 +78,7 @@ def usage(_: Admin, serving: Serving) -> dict[str, Any]:
         "messages": totals.messages,
         "sessions": totals.sessions,
         "database_bytes": serving.store.database.size_bytes(),
+        "model": _model(serving),
         "days": serving.usage.days(),
     }
 
@@ -108,6 +109,18 @@ async def stop_run(run_id: str, _: Admin, serving: Serving) -> dict[str, Any]:
         raise NotFound("This run is not here, or is over.")
     await serving.runs.order(run.person_id, run.id, "stop")
     return _open_run(serving, run)
+
+
+def _model(serving: Services) -> dict[str, Any]:
+    """Which model answers, and how: the way its steps are taken, with what the self-test took back."""
+    status, profile = serving.engine.status, serving.engine.profile
+    return {
+        "title": profile.title if profile else None,
+        "state": status.state,
+        "stage": status.stage,
+        "problem": " ".join(sentence for sentence in (status.problem, status.remedy) if sentence),
+        "way": status.way,
+    }
 
 
 def _one(serving: Services, person_id: str) -> Member:

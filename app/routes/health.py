@@ -23,7 +23,13 @@ async def readyz(serving: Serving) -> JSONResponse:
     has_database = await asyncio.to_thread(serving.store.database.is_answering)
     status = serving.engine.status
     is_ready = has_database and status.state == "ready"
-    model = {"state": status.state, "stage": status.stage, "problem": status.problem, "remedy": status.remedy}
+    model = {
+        "state": status.state,
+        "stage": status.stage,
+        "problem": status.problem,
+        "remedy": status.remedy,
+        "way": status.way,
+    }
     return JSONResponse(
         {"ready": is_ready, "database": has_database, "model": model}, status_code=200 if is_ready else 503
     )

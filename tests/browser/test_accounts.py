@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from sqlalchemy import update
 
+from app.engine.base import EngineStatus
 from app.history.store import now
 from app.history.tables import SessionTable
 from tests.browser.conftest import PHONE, Opens
@@ -257,6 +258,9 @@ def test_an_admin_sees_people_and_numbers_and_no_text_of_a_chat(live_server: Liv
     expect(rows.filter(has_text="Guest").first).to_be_visible()
     expect(page.locator("body")).not_to_contain_text("secret")
     expect(page.locator("#composer")).to_be_hidden()
+    expect(page.get_by_text("Scripted model, ready")).to_be_visible()
+    live_server.become(EngineStatus("ready", way="8 at once, eager steps (CUDA graphs are off: no room)"))
+    expect(page.get_by_text("CUDA graphs are off: no room")).to_be_visible()
     page.get_by_role("button", name="Disable: bob").click()
     expect(rows.filter(has_text="bob")).to_contain_text("disabled")
     page.get_by_label("Questions a day for bob").fill("5")

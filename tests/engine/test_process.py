@@ -198,6 +198,86 @@ def test_a_process_that_hangs_is_ended_and_started_again(tiny: Settings, monkeyp
     talk(tiny, body)
 
 
+# A worker whose fifth step never ends, or whose GPU is gone
+_BAD_WORKER = """#!{python}
+import os, sys, time
+sys.path.insert(0, {root!r})
+sys.argv = sys.argv[2:]
+from app.engine.batched.runner import Runner
+from app.engine.wire import EXIT_GPU_LOST
+from app.engine.worker import main
+decode, calls = Runner.decode, [0]
+
+def bad(self, rows):
+    calls[0] += 1
+    if rows == 1 and calls[0] % 40 == 39:
+        if {hangs}:
+            time.sleep(1000)
+        os._exit(EXIT_GPU_LOST)
+    return decode(self, rows)
+
+Runner.decode = bad
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("hangs", "how"), [(True, "the model hung"), (False, "the GPU failed")])
+def test_a_step_that_hangs_or_loses_the_gpu_ends_that_process_and_is_told_in_words(
+    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool, how: str
+) -> None:
+    program = tmp_path / "worker"
+    root = str(Path(__file__).parents[2])
+    program.write_text(_BAD_WORKER.format(python=sys.executable, root=root, hangs=hangs))
+    program.chmod(0o700)
+    monkeypatch.setattr(process_module.sys, "executable", str(program))
+
+    async def body(there: Talk) -> None:
+        there.engine._silence_s = 4.0
+        await there.ready()
+        pid = there.engine.pid
+        there.add("hangs", 480)
+        await there.until(lambda: "hangs" in there.finished)
+        assert there.deltas
+        assert there.finished["hangs"].reason == "failed"
+        assert how in there.finished["hangs"].problem
+        assert "text so far is kept" in there.finished["hangs"].problem
+        await there.until(lambda: there.engine.status.state == "ready" and there.engine.pid not in (None, pid))
+        there.add("next", 5)
+        await there.until(lambda: "next" in there.finished)
+        assert there.finished["next"].reason in ("length", "stop")
+
+    talk(tiny.model_copy(update={"engine": "batched"}), body)
+
+
+def test_many_are_written_at_once_by_the_batched_engine_and_the_way_is_told(tiny: Settings) -> None:
+    async def body(there: Talk) -> None:
+        await there.ready()
+        profile = there.engine.profile
+        assert profile is not None
+        assert (profile.slots, profile.context_window) == (64, 512)
+        assert "64 at once" in there.engine.status.way
+        assert "eager steps" in there.engine.status.way
+        for number in range(10):
+            there.add(f"r{number}", 40)
+        await there.until(lambda: len(there.finished) == 10)
+        assert {one.reason for one in there.finished.values()} <= {"length", "stop"}
+        first = [delta.request_id for delta in there.deltas]
+        assert first.index("r9") < len(first) - 1 - first[::-1].index("r0")
+
+    talk(tiny.model_copy(update={"engine": "batched"}), body)
+
+
+def test_without_a_gpu_one_at_a_time_is_the_way(tiny: Settings) -> None:
+    async def body(there: Talk) -> None:
+        await there.ready()
+        profile = there.engine.profile
+        assert profile is not None
+        assert profile.slots == 1
+        assert "no CUDA GPU" in there.engine.status.way
+
+    talk(tiny, body)
+
+
 _APP = """
 import asyncio, sys
 from app.config import Settings

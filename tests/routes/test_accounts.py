@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from app.accounts.settings import settings_of
 from app.config import Settings
+from app.engine.base import EngineStatus
 from app.errors import StorageFailed
 from app.history.store import now
 from app.history.tables import RunTable
@@ -421,6 +422,18 @@ def test_an_admin_sees_numbers_and_no_text(people: Browsers, live_server: LiveSe
         events.read()
     assert client.get(f"/api/runs/{run_id}").json()["state"] == "stopped"
     assert admin.get("/api/admin/usage").json()["days"][0]["stopped"] == 1
+
+
+def test_an_admin_sees_which_model_answers_and_how(people: Browsers, live_server: LiveServer) -> None:
+    live_server.services.local.register_now("root.admin", PASSWORD, is_admin=True)
+    admin = people.signed_in("root.admin")
+    engine = live_server.engine
+    engine.status = EngineStatus("ready", way="8 at once, eager steps")
+    ready = {"title": "Scripted model", "state": "ready", "stage": "", "problem": "", "way": "8 at once, eager steps"}
+    assert admin.get("/api/admin/usage").json()["model"] == ready
+    assert admin.get("/readyz").json()["model"]["way"] == "8 at once, eager steps"
+    engine.status = EngineStatus("failed", problem="The GPU is gone.", remedy="Look at it.")
+    assert admin.get("/api/admin/usage").json()["model"]["problem"] == "The GPU is gone. Look at it."
 
 
 def test_an_admin_disables_deletes_and_sets_quotas_but_not_themselves(

@@ -11,13 +11,13 @@ const SUMMED = ["runs", "done", "stopped", "failed", "interrupted", "reasoning_t
 
 export class AdminView {
   constructor() {
-    const { about, totals, running, usage, quotas } = TEXT.admin;
+    const { about, totals, model, running, usage, quotas } = TEXT.admin;
     const part = (title) => element("section", { className: "part" }, element("h3", { text: title }), element("div"));
     this.people = new People();
     this.problem = element("div", { className: "problems" });
-    this.parts = { totals: part(totals), runs: part(running), usage: part(usage), quotas: part(quotas) };
-    const { totals: first, runs, usage: days, quotas: limits } = this.parts;
-    this.root = element("section", { className: "admin" }, element("p", { className: "rule", text: about }), this.problem, first, runs, this.people.root, days, limits);
+    this.parts = { totals: part(totals), model: part(model), runs: part(running), usage: part(usage), quotas: part(quotas) };
+    const { totals: first, model: second, runs, usage: days, quotas: limits } = this.parts;
+    this.root = element("section", { className: "admin" }, element("p", { className: "rule", text: about }), this.problem, first, second, runs, this.people.root, days, limits);
     this.people.read();
     this.attempt(async () => this.showQuotas(await adminApi.quotas()));
     this.poll();
@@ -34,6 +34,7 @@ export class AdminView {
         const [{ items }, usage] = await Promise.all([adminApi.runs(), adminApi.usage()]);
         this.showRuns(items);
         this.showUsage(usage);
+        this.showModel(usage.model);
       });
     }
     if (!this.isClosed) this.timer = setTimeout(() => this.poll(), POLL_MS);
@@ -95,6 +96,15 @@ export class AdminView {
     if (rows.length > 1) rows.push({ ...mapped(summed, count), day: element("strong", { text: sum }) });
     const shown = rows.length ? table(usage, TEXT.admin.day, rows, [...SUMMED, "people"]) : element("p", { text: noUsage });
     this.put("usage", days, shown);
+  }
+
+  showModel(model) {
+    const { modelStates } = TEXT.admin;
+    const state = [modelStates[model.state] ?? model.state, model.state === "ready" ? "" : model.stage].filter(Boolean).join(": ");
+    const lines = [element("p", {}, element("strong", { text: model.title ?? TEXT.admin.noModel }), `, ${state}`)];
+    if (model.problem) lines.push(element("p", { className: "bad", text: model.problem }));
+    if (model.way) lines.push(element("p", { className: "rule", text: model.way }));
+    this.put("model", model, ...lines);
   }
 
   showQuotas(quotas) {
