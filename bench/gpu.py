@@ -9,7 +9,10 @@ import json
 import queue
 import time
 from collections.abc import Callable
+from datetime import date
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,12 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched.engine import BatchedEngine
+from app.engine.batched.offload import HostPages
+from app.engine.batched.pace import Pace
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
-from app.engine.batched.selftest import against_reading, choose
+from app.engine.batched.start import make_ready
+from app.engine.memory import MemoryPlan
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
 from tests.engine.tiny import tiny_tokenizer
 
@@ -90,12 +96,18 @@ def built(shape: dict[str, Any], layers: int) -> Qwen2ForCausalLM:
 class Desk:
     """An engine and what it gives, with its times."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, pace: Pace, store: HostPages | None) -> None:
         self.runner = runner
-        self.pool = PagePool(runner.cache.keys[0].shape[0], runner.page_tokens)
+        self.store = store
+        self.pool = PagePool(runner.cache.keys[0].shape[0], runner.page_tokens, store)
         self.given: queue.Queue[tuple[float, Delta | Finished]] = queue.Queue()
         self.engine = BatchedEngine(
-            runner, self.pool, tiny_tokenizer(), lambda event: self.given.put((time.perf_counter(), event))
+            runner,
+            self.pool,
+            tiny_tokenizer(),
+            lambda event: self.given.put((time.perf_counter(), event)),
+            prepare=lambda _: pace,
+            store=store,
         )
         self.number = 0
 
@@ -121,6 +133,14 @@ class Desk:
             else:
                 times.setdefault(event.request_id, []).extend([moment] * len(event.token_ids))
         return times, ended
+
+    def again(self, prompt: tuple[int, ...]) -> tuple[float, Finished]:
+        """Milliseconds to the first token of a prompt, alone."""
+        self.number += 1
+        began = time.perf_counter()
+        self.engine.add(Request(f"r{self.number}", prompt, DRAWN, (), 2))
+        times, ended = self.read(1)
+        return 1e3 * (times[f"r{self.number}"][0] - began), ended[f"r{self.number}"]
 
     def rate(self, streams: int, prompt_tokens: int, new_tokens: int) -> float:
         """Tokens a second of all streams, from when all write until the first ends."""
@@ -177,37 +197,155 @@ def set_rows(runner: Runner, rows: int, context: int) -> None:
         runner.set_next(row, 7, context)
 
 
-WAYS = [("fused", True, True), ("plain modules, our attention", True, False), ("sdpa", False, False)]
+# Kernels of ours and of torch by a part of their name; what is left over is the sampler and odds and ends
 KINDS = {
-    "nf4": ("4bit", "nf4", "dequant", "gemv", "kgemm"),
-    "attention": ("_partial_attention", "_joined_attention", "_rotate_and_write", "flash", "fmha", "index_copy"),
-    "head": ("gemm", "cutlass", "cublas", "gemvx", "nvjet", "splitk"),
+    "attention, rotary, writing K/V": ("_partial_attention", "_joined_attention", "_rotate_and_write", "flash", "fmha"),
     "norm and activation": ("_add_norm", "_silu_mul"),
 }
+LINEAR = "NF4 layers, with what bitsandbytes unpacks for cuBLAS"
+HEAD = "output head"
+REST = "sampler and rest"
 
 
-def split_of_step(runner: Runner, rows: int, context: int) -> dict[str, float]:
-    """Milliseconds of GPU time of one step, by kind of kernel."""
-    set_rows(runner, rows, context)
-    runner.decode(rows)
+def kernels_of(work: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Milliseconds of GPU time of one call, by kernel."""
+    work()
     activities = [torch.profiler.ProfilerActivity.CUDA if IS_CUDA else torch.profiler.ProfilerActivity.CPU]
-    steps = 4
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(steps):
-            runner.decode(rows)
+        for _ in range(repeats):
+            work()
         wait()
-    found = dict.fromkeys([*KINDS, "sampler and rest"], 0.0)
-    rest: dict[str, float] = {}
-    for event in profile.key_averages():
-        time_ms = (event.self_device_time_total if IS_CUDA else event.self_cpu_time_total) / 1000 / steps
-        name = event.key.lower()
-        kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "sampler and rest")
-        found[kind] += time_ms
-        if kind == "sampler and rest" and time_ms > 0.01:
-            rest[event.key[:90]] = round(time_ms, 3)
-    found["in all"] = sum(found.values())
-    print(f"  rest at {rows} rows: {sorted(rest.items(), key=lambda one: -one[1])[:12]}", flush=True)
+    return {
+        event.key: (event.self_device_time_total if IS_CUDA else event.self_cpu_time_total) / 1000 / repeats
+        for event in profile.key_averages()
+    }
+
+
+@torch.inference_mode()
+def split_of_step(runner: Runner, rows: int, context: int) -> dict[str, float]:
+    """Milliseconds of GPU time of one step, by kind; the linear layers and the head are profiled by themselves."""
+    import bitsandbytes as bnb
+
+    layers = [module for module in runner.model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    told = {
+        width: torch.randn(rows, width, dtype=torch.bfloat16, device=DEVICE)
+        for width in {one.in_features for one in layers}
+    }
+    head = runner.model.get_output_embeddings()
+    alone = {
+        LINEAR: sum(kernels_of(lambda: [one(told[one.in_features]) for one in layers], 2).values()),
+        HEAD: sum(kernels_of(lambda: head(told[runner.model.config.hidden_size]), 4).values()),
+    }
+    set_rows(runner, rows, context)
+    step = kernels_of(lambda: runner.decode(rows), 4)
+    found = alone | {
+        kind: sum(spent for name, spent in step.items() if any(word in name.lower() for word in words))
+        for kind, words in KINDS.items()
+    }
+    whole = sum(step.values())
+    found |= {REST: whole - sum(found.values()), "in all": whole, "all but the NF4 layers": whole - alone[LINEAR]}
     return found
+
+
+def length_of_prefill(is_tiny: bool) -> int:
+    """Tokens of the long prompt."""
+    return 512 if is_tiny else 8192
+
+
+def late_prompt(desk: Desk, tokens: int, say: Callable[[str, object], None]) -> None:
+    """What a prompt that comes while all the others write waits for, and what they wait for meanwhile."""
+    passes: list[str] = []
+    both, alone = desk.runner.decode_and_extend, desk.runner.decode
+
+    def counted(rows: int, pages: Any, ids: Any, start: int, *, is_last: bool) -> Any:
+        began = time.perf_counter()
+        given = both(rows, pages, ids, start, is_last=is_last)
+        passes.append(f"{len(ids)}+{rows}: {1e3 * (time.perf_counter() - began):.0f}")
+        return given
+
+    def decoded(rows: int) -> Any:
+        began = time.perf_counter()
+        given = alone(rows)
+        passes.append(f"{rows}: {1e3 * (time.perf_counter() - began):.0f}")
+        return given
+
+    desk.runner.decode_and_extend, desk.runner.decode = counted, decoded  # type: ignore[method-assign]
+    began = time.perf_counter()
+    desk.add(tokens, 4, "late")
+    moments: list[float] = []
+    gaps: dict[str, float] = {}
+    last: dict[str, float] = {}
+    while True:
+        moment, event = desk.given.get(timeout=300)
+        if isinstance(event, Delta):
+            if event.request_id == "late":
+                moments.append(moment)
+            elif event.request_id in last:
+                gaps[event.request_id] = max(gaps.get(event.request_id, 0.0), moment - last[event.request_id])
+            last[event.request_id] = moment
+        elif event.request_id == "late":
+            break
+    desk.runner.decode_and_extend, desk.runner.decode = both, alone  # type: ignore[method-assign]
+    say(f"first token of a {tokens:,}-token prompt while 31 write, ms", 1e3 * (moments[0] - began))
+    say(f"longest gap of the 31 meanwhile, {tokens:,} tokens, ms", 1e3 * max(gaps.values()))
+    say(f"passes of it, {tokens:,} tokens, tokens+rows: ms", ", ".join(passes[:24]))
+
+
+def stopped(desk: Desk, name: str) -> int:
+    """How many tokens still come of a stream that is stopped; its pages are free with its end."""
+    while not desk.given.empty():
+        desk.given.get()
+    held = desk.pool.total - desk.pool.available
+    desk.engine.cancel(name)
+    tokens = 0
+    while not isinstance(event := desk.given.get(timeout=300)[1], Finished):
+        tokens += len(event.token_ids) if event.request_id == name else 0
+    assert event.request_id == name, event
+    assert desk.pool.total - desk.pool.available < held
+    return tokens
+
+
+def versions() -> str:
+    """What the figures were taken with."""
+    names = ("torch", "transformers", "bitsandbytes", "triton")
+    return ", ".join(f"{name} {version(name)}" for name in names if find_spec(name))
+
+
+# What the table at the end has: a figure, what it must reach, and the snippet's figure of the same run
+ASKED: list[tuple[str, str, str]] = [
+    ("1 streams, short context, tok/s", ">= 45", "snippet, 1 stream, tok/s"),
+    ("8 streams, short context, tok/s", ">= 130", ""),
+    ("32 streams, short context, tok/s", ">= 480", "snippet, 32 streams, tok/s"),
+    ("64 streams, short context, tok/s", ">= 900", ""),
+    ("GPU time of a step, 1 rows at 1k, all but the NF4 layers, ms", "<= 3.5", ""),
+    ("GPU time of a step, 32 rows at 1k, all but the NF4 layers, ms", "<= 6", ""),
+    ("prefill of 8,192 in pieces of 8,192, tok/s", ">= 7,000", ""),
+    ("first token of a 1,024-token prompt while 31 write, ms", "<= 600", ""),
+    ("longest gap of the 31 meanwhile, 1,024 tokens, ms", "<= 150", ""),
+    ("tokens of a stopped stream after the stop", "<= 1", ""),
+    ("self-test, capture and warm-up, s", "<= 60", ""),
+    ("limit, tok/s", "", ""),
+    ("read rate, GB/s", "", ""),
+]
+
+
+def table_of(figures: dict[str, Any]) -> str:
+    """The figures that were asked for, as Markdown."""
+    lines = ["| | must | ours | snippet, same run |", "|---|---|---|---|"]
+    for name, must, other in ASKED:
+        if name in figures:
+            beside = f"{figures[other]:,.1f}" if other else ""
+            lines.append(f"| {name} | {must} | {figures[name]:,.4g} | {beside} |")
+    return "\n".join(lines)
+
+
+def split_table(splits: dict[int, dict[str, float]]) -> str:
+    """GPU time of a step by kind, as Markdown."""
+    kinds = list(next(iter(splits.values())))
+    lines = [f"| rows, at 1k tokens; ms | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
+    for rows, split in splits.items():
+        lines.append(f"| {rows} | {' | '.join(f'{split[kind]:.2f}' for kind in kinds)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -251,31 +389,28 @@ def main() -> None:
     pages = 1000
     middle = 100 if given.tiny else 1000
     runner = Runner(model, rows=64, pages=pages, page_tokens=page, context_window=context, has_kernels=IS_CUDA)
-    for way, has_kernels, is_fused in WAYS if IS_CUDA else WAYS[-1:]:
-        runner.has_kernels, runner.is_fused = has_kernels, is_fused
-        found = against_reading(runner)
-        say(f"decode against reading, {way}", f"{found.difference:.4f}, {found.flipped} of {found.tokens} tokens lost")
-        for rows in (1, 32) if has_kernels else (1,):
-            set_rows(runner, rows, middle)
-            say(f"eager step, {way}, {rows} rows at 1k, ms", 1e3 * timed(partial(runner.decode, rows), 3))
-    runner.has_kernels = runner.is_fused = IS_CUDA
-    say("self-test took back", "; ".join(choose(runner)) or "nothing")
+    plan = MemoryPlan(0, 0, 0, pages, 64, context, length_of_prefill(given.tiny), page)
+    stages: dict[str, float] = {}
+    start = time.perf_counter()
+    ready = make_ready(runner, plan, lambda stage, _: stages.update({stage: time.perf_counter() - start}))
+    say("self-test, capture and warm-up, s", time.perf_counter() - start)
+    say("stages ended after, s", {stage: round(at, 1) for stage, at in stages.items()})
+    say("way", ready.way)
+    say("first piece beside those who write, tokens", ready.pace.piece)
+    say("a pass with next to nothing of a prompt, ms", 1e3 * ready.pace.floor_s)
     if IS_CUDA:
-        start = time.perf_counter()
-        runner.capture([1, 2, 4, 8, 16, 32, 64])
-        wait()
-        say("capture, s", time.perf_counter() - start)
         say("memory in use, GiB", torch.cuda.memory_allocated() / 2**30)
         say("memory reserved, GiB", torch.cuda.memory_reserved() / 2**30)
     for rows in (1, 8, 32, 64):
         set_rows(runner, rows, middle)
         say(f"step, {rows} rows at 1k, ms", 1e3 * timed(partial(runner.decode, rows), 5))
-    for rows in (1, 32):
-        for kind, spent in split_of_step(runner, rows, middle).items():
+    splits = {rows: split_of_step(runner, rows, middle) for rows in (1, 32)}
+    for rows, split in splits.items():
+        for kind, spent in split.items():
             say(f"GPU time of a step, {rows} rows at 1k, {kind}, ms", spent)
     set_rows(runner, 1, context - 2000 if not given.tiny else 500)
     say("step, 1 row at the window's end, ms", 1e3 * timed(lambda: runner.decode(1), 5))
-    length = 512 if given.tiny else 8192
+    length = length_of_prefill(given.tiny)
     ids = torch.randint(0, 255, (length,)).tolist()
     table = list(range(1, 1 + length // page))
     for piece in (512, 1024, 2048, 4096, 8192):
@@ -285,43 +420,48 @@ def main() -> None:
                 runner.extend(table, ids[first : first + piece], first, row=None)
 
         say(f"prefill of {length:,} in pieces of {piece:,}, tok/s", length / timed(read))
-    desk = Desk(runner)
+    start = time.perf_counter()
+    store = HostPages(runner.cache, (4 << 30) if IS_CUDA else (1 << 22))
+    say("RAM for pages, s a GiB", (time.perf_counter() - start) / (store.total * store.page_bytes / 2**30))
+    desk = Desk(runner, ready.pace, store)
     desk.rate(2, 64, 8)
+    prompt = desk.prompt(30 * page)
+    say(f"first token of {len(prompt):,} tokens, read, ms", desk.again(prompt)[0])
+    took_ms, ended = desk.again(prompt)
+    say("the same from the cache, ms", took_ms)
+    say("tokens of it from the cache", ended.usage.cached_tokens)
+    # Others take all pages, so that these go to RAM
+    everything = desk.pool.begin((0,))
+    while desk.pool.available:
+        store.begin_step()
+        desk.pool.extend(everything, (len(everything.pages) + 1) * page)
+    desk.pool.end(everything)
+    took_ms, ended = desk.again(prompt)
+    say("the same from RAM, ms", took_ms)
+    say("tokens of it from RAM", ended.usage.cached_tokens)
+    wait()
+    start = time.perf_counter()
+    for _ in range(8):
+        runner.copy_page(1, 2)
+    wait()
+    say("a page copied for a fork, ms", 1e3 * (time.perf_counter() - start) / 8)
     for streams in (1, 8, 32, 64):
-        say(f"{streams} streams, short context, tok/s", desk.rate(streams, 64, 64 if given.tiny else 160 + 2 * streams))
+        say(f"{streams} streams, short context, tok/s", desk.rate(streams, 64, 96 + streams))
     for _ in range(31):
         desk.add(64, 4000 if not given.tiny else 300)
     writing: set[str] = set()
     while len(writing) < 31:
         writing.add(desk.given.get(timeout=300)[1].request_id)
-    began = time.perf_counter()
-    desk.add(1024 if not given.tiny else 256, 4, "late")
-    moments: list[float] = []
-    gaps: dict[str, float] = {}
-    last: dict[str, float] = {}
-    while True:
-        moment, event = desk.given.get(timeout=300)
-        if isinstance(event, Delta):
-            if event.request_id == "late":
-                moments.append(moment)
-            elif event.request_id in last:
-                gaps[event.request_id] = max(gaps.get(event.request_id, 0.0), moment - last[event.request_id])
-            last[event.request_id] = moment
-        elif event.request_id == "late":
-            break
-    say("first token of a 1k prompt while 31 write, ms", 1e3 * (moments[0] - began))
-    say("longest gap of the 31 meanwhile, ms", 1e3 * max(gaps.values()))
-    before = desk.pool.available
-    began = time.perf_counter()
-    desk.engine.cancel(next(iter(writing)))
-    while not isinstance(event := desk.given.get(timeout=300)[1], Finished):
-        pass
-    say("stop to end, ms", 1e3 * (time.perf_counter() - began))
-    say("pages that a stop freed", desk.pool.available - before)
+    for tokens in (1024, 1024, 6000) if not given.tiny else (256,):
+        late_prompt(desk, tokens, say)
+    say("tokens of a stopped stream after the stop", stopped(desk, next(iter(writing))))
     desk.engine.close()
     say("peak memory, GiB", torch.cuda.max_memory_allocated() / 2**30 if IS_CUDA else 0.0)
+    print(f"\n{date.today()}, {name}, {layers} layers of QwQ's widths, {versions()}\n")
+    print(table_of(figures))
+    print(f"\n{split_table(splits)}")
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+        given.json.write_text(json.dumps(figures | {"on": name, "with": versions()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
