@@ -22,7 +22,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched.engine import BatchedEngine
-from app.engine.batched.offload import HostPages
+from app.engine.batched.offload import MOST_A_STEP, HostPages
 from app.engine.batched.pace import Pace
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
@@ -433,7 +433,7 @@ def main() -> None:
     # Others take all pages, so that these go to RAM
     everything = desk.pool.begin((0,))
     while desk.pool.available:
-        store.begin_step()
+        store.begin_step(MOST_A_STEP)
         desk.pool.extend(everything, (len(everything.pages) + 1) * page)
     desk.pool.end(everything)
     took_ms, ended = desk.again(prompt)

@@ -1,4 +1,4 @@
-"""What cards of other sizes would do, tried on a larger one: `python -m bench.gpu_hosting [--cards 24,32,48,80,141]`.
+"""What cards of other sizes would do, tried on a larger one: `python -m bench.gpu_hosting [--cards 23.6,31.4]`.
 
 Saves random NF4 weights of QwQ's shapes once, then starts the real engine process on them with the GPU's memory capped
 to each size, fills its KV cache with prompts, and reads the driver's own count of used memory all the while. Prints a
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from app.config import Settings
 from app.engine.base import Delta, EngineStatus, Finished, Request, Sampling
+from app.engine.memory import CARDS_GIB
 from app.engine.process import EngineProcess
 from bench.gpu import IS_CUDA, built
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
@@ -175,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--layers", type=int, default=0)
-    parser.add_argument("--cards", default="24,32,48,80,141")
+    parser.add_argument("--cards", default=",".join(str(gib) for gib in CARDS_GIB.values()), help="GiB of each")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only-save", action="store_true", help="write the weights and end, as nothing else is to")

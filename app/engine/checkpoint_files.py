@@ -24,6 +24,7 @@ _JSON_FILES = (
     "vocab.json",
     INDEX,
 )
+_TEMPLATE = "chat_template.jinja"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -57,6 +58,8 @@ def check_folder(source: str) -> None:
     for name in _JSON_FILES:
         if (folder / name).exists():
             _read_json(folder / name)
+    if (folder / _TEMPLATE).exists():
+        _refuse_pointer(folder / _TEMPLATE)
     for file in weight_files(folder):
         tensors_in(file)
 

@@ -9,10 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from app.engine.batched.attention import PagedCache
 from app.engine.batched.offload import HostPages
 from app.engine.batched.start import bytes_in_four_bits, shape_of, unsuitable
-from app.engine.loading import empty_model, has_gpu
+from app.engine.loading import empty_model, has_gpu, used_gpu_gib, why_no_gpu
 from app.engine.memory import DRIVER, GIB, LEFT_FREE, MemoryPlan, capped, plan
-from app.engine.profiles import ModelSpec
-from app.errors import BadSetting
+from app.engine.profiles import QWQ, ModelSpec
+from app.errors import BadSetting, ModelUnavailable
 
 # For the batched engine on a CPU, where memory is the computer's own
 _CPU_BYTES = 3 * GIB
@@ -47,12 +47,44 @@ def why_not_batched(config: PretrainedConfig, setting: str) -> str:
     """
     if setting == "local":
         return "PONDER_ENGINE says so"
+    if setting == "careful":
+        return "the process before this one ended while it prepared"
     problem = unsuitable(config)
     if problem and setting == "batched":
         raise BadSetting(f"PONDER_ENGINE=batched cannot be used with this model: {problem}. Use auto.")
     if not problem and setting == "auto" and not has_gpu():
-        return "there is no CUDA GPU"
+        return f"there is no CUDA GPU: {why_no_gpu()[0]}"
     return problem
+
+
+def why_demo(free_gib: float) -> str:
+    """Why PONDER_MODEL=auto is the demo model here."""
+    if not has_gpu():
+        return f"{QWQ.title} needs a CUDA GPU"
+    return f"{QWQ.title} needs {QWQ.least_gpu_gib:g} GiB of free GPU memory and {free_gib:.1f} GiB are free"
+
+
+def explained(error: Exception) -> ModelUnavailable:
+    """What went wrong while loading, as a sentence with a remedy, where no better one was found on the way."""
+    said = (str(error) or type(error).__name__).splitlines()[0][:300]
+    if isinstance(error, torch.OutOfMemoryError):
+        used, whole = used_gpu_gib()
+        return ModelUnavailable(
+            f"The GPU's memory is full: {used:.1f} of {whole:.1f} GiB are in use.",
+            remedy="End other programs on the GPU (nvidia-smi lists them), or choose a smaller model.",
+        )
+    if "CUDA error" in said:
+        return ModelUnavailable(
+            f"The GPU cannot be used: {said}.",
+            remedy=(
+                'nvidia-smi shows whether another program holds it; "no kernel image" means that torch is not built '
+                "for a card of its age. CUDA_VISIBLE_DEVICES= with PONDER_MODEL=demo goes without it."
+            ),
+        )
+    return ModelUnavailable(
+        f"The model could not be loaded ({type(error).__name__}: {said}).",
+        remedy="The log says more. PONDER_MODEL chooses another model.",
+    )
 
 
 def expected_plan(spec: ModelSpec, config: PretrainedConfig, window: int, cap_gib: float) -> MemoryPlan:
@@ -64,7 +96,7 @@ def expected_plan(spec: ModelSpec, config: PretrainedConfig, window: int, cap_gi
     is_four_bit = spec.is_four_bit or getattr(config, "quantization_config", None) is not None
     model = empty_model(config, torch.bfloat16 if has_gpu() else torch.float32)
     weight_bytes = bytes_in_four_bits(model) if is_four_bit else None
-    shape = shape_of(model, weight_bytes=weight_bytes)
+    shape = shape_of(model, weight_bytes=weight_bytes, is_four_bit=is_four_bit)
     free = free_gpu_bytes(cap_gib) if has_gpu() else _CPU_BYTES + shape.weight_bytes
     return plan(shape, free_bytes=free, window=window, title=spec.title)
 

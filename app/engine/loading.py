@@ -111,6 +111,21 @@ def load_config(source: str) -> PretrainedConfig:
     return config
 
 
+def require_same_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """The model knows every token that ordinary text can become.
+
+    Raises:
+        ModelUnavailable: it does not.
+    """
+    knows, has = int(config.get_text_config().vocab_size), int(tokenizer.vocab_size)
+    if has > knows:
+        raise ModelUnavailable(
+            f"The tokenizer files of {source} are of another model than its config.json: they have {has:,} tokens, and "
+            f"the model knows {knows:,}.",
+            remedy="Put the files of one model into a folder of their own.",
+        )
+
+
 def profile_of(
     spec: ModelSpec,
     tokenizer: PreTrainedTokenizerBase,

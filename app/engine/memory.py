@@ -14,13 +14,14 @@ MOST_ROWS = 64
 _LEAST_TOKENS = 4096
 _TOKENS_A_ROW = 1024
 _PIECES = (8192, 4096, 2048, 1024)
-# Left to the desktop and to whoever else looks at the card
-LEFT_FREE = GIB
+# Left to what grows beside us: the desktop, what the allocator cannot use of its blocks
+LEFT_FREE = 5 * GIB // 8
 # Kernels that the driver loads when they are first called: not torch's, so it must stay away from that much
 DRIVER = 3 * GIB // 8
-# Recorded steps, and what the allocator cannot use of its blocks
+# Recorded steps, and what they keep for themselves
 _GRAPHS = 3 * GIB // 8
-_CARDS_GIB = (24, 32, 48, 80, 141)
+# Cards by the name they are sold under, and what CUDA finds of their memory
+CARDS_GIB = {"24 GB": 23.6, "32 GB": 31.4, "48 GB": 44.5, "80 GB": 79.2, "141 GB": 139.8}
 # The driver's own share of a card that a CUDA program runs on
 _CONTEXT = GIB // 2
 
@@ -91,9 +92,9 @@ def plan(shape: ModelShape, *, free_bytes: int, window: int, title: str = "The m
     if found is not None:
         return found
     least = shape.weight_bytes + _least_beside(shape, window) + LEFT_FREE
-    fitting = [(card, _planned(shape, card * GIB - _CONTEXT - LEFT_FREE, window)) for card in _CARDS_GIB]
+    fitting = {card: _planned(shape, int(gib * GIB) - _CONTEXT - LEFT_FREE, window) for card, gib in CARDS_GIB.items()}
     table = "; ".join(
-        f"{card} GB: {one.kv_tokens:,} tokens for {one.rows} at once" for card, one in fitting if one is not None
+        f"{card}: {one.kv_tokens:,} tokens for {one.rows} at once" for card, one in fitting.items() if one is not None
     )
     raise ModelUnavailable(
         f"{title} needs {least / GIB:.1f} GiB of free GPU memory ({shape.weight_bytes / GIB:.1f} GiB of weights, the "

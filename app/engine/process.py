@@ -19,6 +19,7 @@ from typing import Any
 from app.config import Settings
 from app.engine.base import EngineEvent, EngineStatus, Finished, Message, ModelProfile, Request
 from app.engine.wire import (
+    EXIT_BROKEN,
     EXIT_GPU_LOST,
     EXIT_HUNG,
     MOST_LINE_BYTES,
@@ -40,7 +41,12 @@ _CONNECT_S = 60.0
 _GOODBYE_S = 5.0
 # A socket's path has at most 107 bytes, of which "/ponder-xxxxxxxx/engine.sock" takes 28
 _LONGEST_FOLDER = 79
+_ENDED_BY_ITSELF = {EXIT_GPU_LOST: "the GPU failed", EXIT_HUNG: "the model hung", EXIT_BROKEN: "the engine broke"}
 _log = logging.getLogger(__name__)
+
+
+class _Unkillable(Exception):
+    pass
 
 
 class EngineProcess:
@@ -54,6 +60,7 @@ class EngineProcess:
         self._settings = settings
         self._silence_s = silence_s
         self._was_ready = False
+        self._is_careful = False
         self._status = EngineStatus("starting", "Starting the model process")
         self._profile: ModelProfile | None = None
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
@@ -126,6 +133,14 @@ class EngineProcess:
             self._was_ready = False
             try:
                 code = await self._live_through_one()
+            except _Unkillable:
+                self._become(
+                    EngineStatus(
+                        "failed",
+                        problem="The model process hangs in the GPU's driver and cannot be ended.",
+                        remedy="Restart this machine; the driver's log (dmesg) may say why.",
+                    )
+                )
             except Exception:
                 _log.exception("the model process could not be started or spoken to")
             finally:
@@ -135,6 +150,7 @@ class EngineProcess:
                 self._end_requests("failed", self._status.problem)
                 return
             deaths = 1 if self._was_ready else deaths + 1
+            self._is_careful = self._is_careful or not self._was_ready
             _log.error("the model process ended: %s", _how(code))
             self._end_requests(
                 "failed", f"The model ended in the middle: {_how(code)}. The text so far is kept; try again."
@@ -179,23 +195,21 @@ class EngineProcess:
                 await self._read(reader)
             return await self._let_end()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-                with contextlib.suppress(OSError):
-                    await self._writer.wait_closed()
             server.close()
-            await self._let_end()
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                await self._let_end()
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def _spawn(self, socket_path: Path) -> asyncio.subprocess.Process:
         settings = self._settings
         arguments = {
             "--socket": socket_path,
-            "--model": _absolute(settings.model),
+            "--model": self._model(),
             "--cache-dir": settings.cache_dir.expanduser().absolute(),
             "--max-context-tokens": settings.max_context_tokens,
             "--silence-s": self._silence_s,
-            "--engine": settings.engine,
+            "--engine": "careful" if self._is_careful and settings.engine == "auto" else settings.engine,
             "--gpu-memory-gib": settings.gpu_memory_gib,
             "--kv-ram-gib": "auto" if settings.kv_ram_gib is None else settings.kv_ram_gib,
             "--parent": os.getpid(),
@@ -209,6 +223,12 @@ class EngineProcess:
             cwd=Path(__file__).parents[2],
         )
 
+    def _model(self) -> str:
+        """The model to load; what "auto" was at the first start it stays, as people's prompts are in its tokens."""
+        if self._settings.model == "auto" and self._profile is not None:
+            return self._profile.name
+        return _absolute(self._settings.model)
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Frames until the process is gone, or silent for so long that it must hang."""
         while True:
@@ -221,22 +241,32 @@ class EngineProcess:
                 return
             if not line:
                 return
-            self._take(from_line(line))
+            try:
+                frame = from_line(line)
+            except ValueError:
+                # Without the error's own words, which hold what is in the frame
+                _log.error("the model process sent %d bytes that are no frame", len(line))
+                return
+            self._take(frame)
 
     async def _let_end(self) -> int | None:
-        """See to it that the process is gone."""
+        """See to it that the process is gone: it ends when its socket is closed, and is killed if it does not.
+
+        Raises:
+            _Unkillable: it is still there.
+        """
+        if self._writer is not None:
+            self._writer.transport.abort()
         process = self._process
         if process is None:
             return None
-        if process.returncode is None:
+        # Without a socket it does not know that it should end
+        has_ended = await _ends(process, _GOODBYE_S if self._writer is not None else 0.0)
+        if not has_ended:
             with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), _GOODBYE_S)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+                process.kill()
+            if not await _ends(process, _GOODBYE_S):
+                raise _Unkillable
         return process.returncode
 
     # What crosses the socket
@@ -294,6 +324,14 @@ class EngineProcess:
         self._calls.clear()
 
 
+async def _ends(process: asyncio.subprocess.Process, within_s: float) -> bool:
+    """Whether it is gone by then."""
+    if process.returncode is None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), within_s)
+    return process.returncode is not None
+
+
 def _absolute(model: str) -> str:
     """A folder by its whole path: the process runs in another one than the app."""
     folder = Path(model).expanduser()
@@ -304,8 +342,8 @@ def _how(code: int | None) -> str:
     """How a process ended, from its exit status."""
     if code is None:
         return "it did not start"
-    if code in (EXIT_GPU_LOST, EXIT_HUNG):
-        return "the GPU failed" if code == EXIT_GPU_LOST else "the model hung"
+    if code in _ENDED_BY_ITSELF:
+        return _ENDED_BY_ITSELF[code]
     if code >= 0:
         return f"exit status {code}"
     try:

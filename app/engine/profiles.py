@@ -73,7 +73,7 @@ QWQ = ModelSpec(
     about="Qwen's reasoning model with 32 billion parameters, in 4 bits.",
     reasoning=CLOSE_TOKEN,
     is_four_bit=True,
-    least_gpu_gib=21.5,
+    least_gpu_gib=21.0,
 )
 QWQ_PREVIEW = ModelSpec(
     name="qwq-32b-preview",
@@ -85,7 +85,7 @@ QWQ_PREVIEW = ModelSpec(
         "You are a helpful and harmless assistant. You are Qwen developed by Alibaba. You should think step-by-step."
     ),
     is_four_bit=True,
-    least_gpu_gib=21.5,
+    least_gpu_gib=21.0,
 )
 DEMO = ModelSpec(
     name="demo",

@@ -34,6 +34,15 @@ class PromptEncoder:
         self._control_ids = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        try:
+            self.generation_prompt()
+        except Exception as error:
+            said = (str(error) or "no word").splitlines()[0]
+            raise ModelUnavailable(
+                f"The chat template of {tokenizer.name_or_path} (chat_template.jinja, or in tokenizer_config.json) "
+                f"cannot be used: {type(error).__name__}: {said}.",
+                remedy="Download or copy the model's files again, then start Ponder again.",
+            ) from error
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The chat template's ids for these messages, generation prompt included."""

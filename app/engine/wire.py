@@ -13,6 +13,7 @@ from app.engine.base import Delta, EngineStatus, Finished, Message, ModelProfile
 # How the engine process ends by itself, for its parent to tell
 EXIT_GPU_LOST = 70
 EXIT_HUNG = 71
+EXIT_BROKEN = 72
 # A prompt of 256 KiB of text, escaped, with its history
 MOST_LINE_BYTES = 64 * 1024 * 1024
 

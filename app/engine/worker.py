@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from app.engine.base import Delta, EngineStatus, Finished, ModelProfile
 from app.engine.wire import (
+    EXIT_BROKEN,
     EXIT_GPU_LOST,
     EXIT_HUNG,
     MOST_LINE_BYTES,
@@ -66,17 +67,13 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
 
     def run(self, socket_path: str) -> None:
-        """Serve until the app goes away or a signal comes."""
+        """Serve until the app goes away."""
         asyncio.set_event_loop(self._loop)
-        with suppress(asyncio.CancelledError):
+        with suppress(ConnectionError):
             self._loop.run_until_complete(self._serve(socket_path))
 
     async def _serve(self, socket_path: str) -> None:
         reader, self._writer = await asyncio.open_unix_connection(socket_path, limit=MOST_LINE_BYTES)
-        task = asyncio.current_task()
-        assert task is not None
-        for name in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(name, task.cancel)
         threading.Thread(target=self._load, name="loading", daemon=True).start()
         sending = asyncio.create_task(self._send_written())
         calls: set[asyncio.Task[None]] = set()
@@ -158,13 +155,10 @@ class Worker:
             )
         except Exception as error:
             _log.exception("loading failed")
-            self._tell_status(
-                EngineStatus(
-                    "failed",
-                    problem=f"The model could not be loaded ({type(error).__name__}: {error}).",
-                    remedy="The log says more. PONDER_MODEL chooses another model.",
-                )
-            )
+            from app.engine.hosting import explained
+
+            told = explained(error)
+            self._tell_status(EngineStatus("failed", problem=told.message, remedy=str(told.details["remedy"])))
 
     def _load_all(self) -> None:
         self._tell("Starting torch", None)
@@ -177,7 +171,8 @@ class Worker:
 
         told = self._told
         hosting.cap_gpu(told.gpu_memory_gib)
-        spec = spec_for(told.model, hosting.free_gpu_bytes(told.gpu_memory_gib) / 2**30)
+        free_gib = hosting.free_gpu_bytes(told.gpu_memory_gib) / 2**30
+        spec = spec_for(told.model, free_gib)
         source = spec.source
         loading.require_gpu(spec)
         if spec.is_demo:
@@ -185,8 +180,11 @@ class Worker:
         self._tell("Loading the tokenizer", None)
         tokenizer = loading.load_tokenizer(source)
         config = loading.load_config(source)
+        loading.require_same_vocabulary(source, tokenizer, config)
         encoder = PromptEncoder(tokenizer)
         reason = hosting.why_not_batched(config, told.engine)
+        if told.model == "auto" and spec.is_demo:
+            reason = f"{reason or 'batched'}. {hosting.why_demo(free_gib)}"
         window = told.max_context_tokens
         self._profile = loading.profile_of(spec, tokenizer, encoder, config, window)
         if not reason:
@@ -211,6 +209,7 @@ class Worker:
         assert self._profile is not None
         self._profile = replace(self._profile, slots=1)
         self._engine = LocalEngine(model, tokenizer, self._collect, lambda: os._exit(EXIT_GPU_LOST))
+        _end_as_lost()
         self._tell_ready(f"one request at a time, by transformers' generate: {reason}")
 
     def _write_together(
@@ -236,9 +235,12 @@ class Worker:
                 ready = make_ready(runner, plan, tell)
             except CannotBatch as error:
                 _log.warning("writing for several people at once is off: %s", error)
+                if store is not None:
+                    store.give_back()
                 runner.give_back()
                 self._write_alone(model, tokenizer, f"the self-test failed: {error}")
                 return Pace()
+            _end_as_lost()
             self._tell_ready(ready.way)
             return ready.pace
 
@@ -247,8 +249,9 @@ class Worker:
             pool,
             tokenizer,
             self._collect,
-            lambda: os._exit(EXIT_GPU_LOST),
+            lambda is_gpu: os._exit(EXIT_GPU_LOST if is_gpu else EXIT_BROKEN),
             prepare=prepare,
+            on_slower=self._tell_slower,
             store=store,
         )
 
@@ -256,6 +259,10 @@ class Worker:
         assert self._profile is not None
         _log.info("%s is ready: %s", self._profile.title, way)
         self._tell_status(EngineStatus("ready", way=way))
+
+    def _tell_slower(self, sentence: str) -> None:
+        _log.warning("%s", sentence)
+        self._tell_status(replace(self._status, way=f"{self._status.way}; since then {sentence}"))
 
     def _tell(self, stage: str, progress: float | None) -> None:
         """A stage, or a step of it worth showing."""
@@ -287,6 +294,18 @@ def _coalesced(events: list[Delta | Finished]) -> Written:
     return Written(deltas, tuple(finished))
 
 
+def _end_as_lost() -> None:
+    """Have C's own `exit` end this process as one that has lost its GPU.
+
+    bitsandbytes calls it when CUDA has failed; we never do. What is registered last is called first, so before the
+    libraries' own clean-up, which may hang on such a GPU.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        end = ctypes.cast(libc._exit, ctypes.c_void_p)
+        libc.__cxa_atexit(end, ctypes.c_void_p(EXIT_GPU_LOST), None)
+
+
 def _end_with_parent(parent: int) -> None:
     """Have the kernel end this process when the app dies, however it dies."""
     with suppress(OSError, AttributeError):
@@ -297,6 +316,9 @@ def _end_with_parent(parent: int) -> None:
 
 def main() -> int:
     """Serve the app that started this process."""
+    # A terminal and systemd send these to all processes at once: the app ends its runs first, and then its socket
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
     parser.add_argument("--model", required=True)
@@ -304,7 +326,7 @@ def main() -> int:
     parser.add_argument("--max-context-tokens", type=int, required=True)
     parser.add_argument("--silence-s", type=float, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--engine", choices=("auto", "batched", "local"), default="auto")
+    parser.add_argument("--engine", choices=("auto", "batched", "local", "careful"), default="auto")
     parser.add_argument("--gpu-memory-gib", type=float, default=0.0)
     parser.add_argument("--kv-ram-gib", default="auto")
     given = parser.parse_args()

@@ -1,18 +1,21 @@
 import queue
+import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from app.engine.base import Delta, Finished, Request, Sampling
-from app.engine.batched import selftest
+from app.engine.batched import attention, selftest
 from app.engine.batched.engine import BatchedEngine
 from app.engine.batched.offload import HostPages
-from app.engine.batched.pages import PagePool
+from app.engine.batched.pages import OutOfPages, PagePool
 from app.engine.batched.runner import Runner
 from app.engine.local import LocalEngine
 from app.engine.streamer import TokenStreamer
@@ -46,7 +49,7 @@ class Desk:
             self.pool,
             tiny_tokenizer(),
             self.given.put,
-            lambda: self.lost.append("lost"),
+            lambda is_gpu: self.lost.append("the GPU" if is_gpu else "the loop"),
             store=self.store,
         )
 
@@ -347,6 +350,43 @@ def test_a_quick_way_that_computes_something_else_is_taken_back(desk: Desk, monk
     assert desk.write(prompt_of(1, 100))[1].reason in ("length", "stop")
 
 
+def kernel(seen: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> SimpleNamespace:
+    """A stand-in for the Triton kernels that sees what `seen` makes of block table and lengths."""
+
+    def paged_decode(query: Any, keys: Any, values: Any, table: Any, lengths: Any, scaling: float) -> torch.Tensor:
+        return attention._gathered(query, keys, values, *seen(table, lengths), scaling)
+
+    return SimpleNamespace(paged_decode=paged_decode)
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_right"),
+    [
+        (lambda table, lengths: (table, lengths), True),
+        (lambda table, lengths: (table, lengths.clamp(max=PAGE)), False),
+        (lambda table, lengths: (table, lengths - 1), False),
+        (lambda table, lengths: (table.roll(1, 1), lengths), False),
+        (lambda table, lengths: (table[:1].expand(len(table), -1), lengths), False),
+    ],
+    ids=["all", "its first page", "not the new token", "other pages", "the first row's"],
+)
+def test_a_kernel_that_does_not_see_all_it_should_is_taken_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, seen: Callable[..., Any], is_right: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "app.engine.batched.kernels", kernel(seen))
+    desk.runner.has_kernels = True
+    said = selftest.choose(desk.runner)
+    assert desk.runner.has_kernels == is_right
+    assert [sentence.split(" is off")[0] for sentence in said] == ([] if is_right else ["the attention kernel"])
+
+
+def test_a_clear_token_that_is_lost_counts_and_a_near_tie_does_not() -> None:
+    plain = torch.tensor([[5.0, 0.0, 0.0], [1.01, 1.0, 0.0]])
+    other = torch.tensor([[0.0, 5.0, 0.0], [1.0, 1.01, 0.0]])
+    found = selftest.compared(plain, other, rounding=0.02)
+    assert (found.flipped, found.tokens, found.largest) == (1, 2, 5.0)
+
+
 def test_votes_asked_for_at_once_read_their_prompt_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     for name in ("extend", "decode_and_extend"):
@@ -386,6 +426,45 @@ def test_pages_that_made_room_come_back_from_ram(alone: LocalEngine) -> None:
     assert ids == serially(alone, longer, 20)
     assert ended.usage.cached_tokens == 160
     desk.engine.close()
+
+
+def test_a_long_conversation_comes_back_from_ram_whole(alone: LocalEngine) -> None:
+    """More pages than are saved in a step beside others, and nobody else writes."""
+    desk = Desk(pages=30, pages_in_ram=80)
+    prompts = [prompt_of(number, 24 * PAGE) for number in range(2)]
+    firsts = [desk.write(prompt)[0] for prompt in prompts]
+    for prompt, first in zip(prompts, firsts, strict=True):
+        again, ended = desk.write(prompt)
+        assert again == first == serially(alone, prompt)
+        assert ended.usage.cached_tokens == 23 * PAGE
+    desk.engine.close()
+
+
+def test_who_came_last_gives_way_whatever_its_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_back: list[str] = []
+    give_way, extend = desk.engine._set_back, desk.pool.extend
+    one_has_ended = threading.Event()
+
+    def noted(sequence: Any) -> None:
+        set_back.append(sequence.request.id)
+        give_way(sequence)
+
+    def full_once(held: Any, tokens: int) -> None:
+        if one_has_ended.is_set() and not set_back:
+            raise OutOfPages
+        extend(held, tokens)
+
+    monkeypatch.setattr(desk.engine, "_set_back", noted)
+    monkeypatch.setattr(desk.pool, "extend", full_once)
+    # The first one ends soon, and the last one takes its row
+    for number, tokens in enumerate([30, 200, 200, 200]):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=tokens)
+    while not isinstance(ended := desk.given.get(timeout=WAIT_S), Finished):
+        pass
+    assert ended.request_id == "r0"
+    one_has_ended.set()
+    desk.read(3)
+    assert set_back == ["r3"]
 
 
 def test_who_gave_way_fetches_its_pages_from_ram_and_loses_no_token(alone: LocalEngine) -> None:
@@ -442,7 +521,24 @@ def test_a_loop_that_breaks_tells_everybody_and_that_all_is_lost(desk: Desk, mon
     desk.add("one", prompt_of(1, 20))
     assert "text so far is kept" in desk.read()["one"].problem
     desk.engine._thread.join(WAIT_S)
-    assert desk.lost == ["lost"]
+    assert desk.lost == ["the loop"]
+
+
+def test_too_little_memory_for_a_step_ends_the_longest_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = desk.runner.decode
+
+    def greedy(rows: int) -> Any:
+        if any(len(sequence.tokens) > 150 for sequence in desk.engine._writing):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(rows)
+
+    monkeypatch.setattr(desk.runner, "decode", greedy)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    desk.add("short", prompt_of(1, 20), tokens=60)
+    desk.add("long", prompt_of(2, 140), tokens=60)
+    ended = desk.read(2)
+    assert ended["short"].reason in ("length", "stop")
+    assert "too long for this GPU: 151 tokens did not fit" in ended["long"].problem
 
 
 def test_a_lost_gpu_is_not_touched_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +554,7 @@ def test_a_lost_gpu_is_not_touched_again(desk: Desk, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(desk.runner, name, failing)
     assert {one.reason for one in desk.read(3).values()} == {"failed"}
     desk.engine._thread.join(WAIT_S)
-    assert desk.lost == ["lost"]
+    assert desk.lost == ["the GPU"]
 
 
 def test_a_step_that_hangs_is_seen_from_outside(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

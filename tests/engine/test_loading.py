@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
-from app.engine import demo, loading
+from app.engine import demo, hosting, loading
 from app.engine.base import ReasoningFormat
 from app.engine.profiles import DEMO, QWQ, QWQ_PREVIEW, spec_for
 from app.engine.prompts import PromptEncoder
@@ -128,7 +128,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_qwq_without_a_gpu_says_what_it_needs_and_what_to_do() -> None:
-    with pytest.raises(ModelUnavailable, match=r"needs a CUDA GPU with 21\.5 GiB") as refused:
+    with pytest.raises(ModelUnavailable, match="needs a CUDA GPU with 21 GiB") as refused:
         loading.load_model(QWQ, "Qwen/QwQ-32B", ROOMY, silent)  # type: ignore[arg-type]
     assert "PONDER_MODEL=demo" in str(refused.value.details["remedy"])
 
@@ -215,7 +215,7 @@ def test_bitsandbytes_without_its_cuda_library_is_refused_on_a_gpu(
 def test_too_little_gpu_memory_is_said_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 * 2**30, 24 * 2**30))
-    with pytest.raises(ModelUnavailable, match=r"needs 21\.5 GiB of free GPU memory and 8\.0 GiB are free"):
+    with pytest.raises(ModelUnavailable, match=r"needs 21 GiB of free GPU memory and 8\.0 GiB are free"):
         loading.load_model(QWQ, "Qwen/QwQ-32B", ROOMY, silent)  # type: ignore[arg-type]
 
 
@@ -229,6 +229,40 @@ def test_weights_larger_than_the_gpu_are_said_with_both_numbers(
     config.dtype = torch.bfloat16
     with pytest.raises(ModelUnavailable, match=r"need 0\.0 GiB of GPU memory and 0\.0 GiB are free"):
         loading.load_model(TINY_SPEC, str(folder), config, silent)
+
+
+def test_a_tokenizer_of_another_model_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    config = loading.load_config(str(folder))
+    loading.require_same_vocabulary(str(folder), tiny_tokenizer(), config)
+    with pytest.raises(ModelUnavailable, match=r"another model than its config\.json: they have 151,643 tokens"):
+        loading.require_same_vocabulary(str(folder), qwen_tokenizer("qwq-32b"), config)
+
+
+def test_a_damaged_chat_template_is_named(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text()[:-10])
+    with pytest.raises(ModelUnavailable, match=r"chat template of .*chat_template\.jinja.* cannot be used: Template"):
+        PromptEncoder(loading.load_tokenizer(str(folder)))
+    template.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2\n")
+    with pytest.raises(ModelUnavailable, match="git-lfs pointer"):
+        loading.load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "to_do"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "memory is full", "nvidia-smi"),
+        (RuntimeError("CUDA error: no kernel image is available\nmore"), "no kernel image is available.", "of its age"),
+        (KeyError(), "could not be loaded (KeyError: KeyError)", "PONDER_MODEL"),
+    ],
+)
+def test_what_nobody_foresaw_is_a_sentence_with_a_remedy_too(error: Exception, said: str, to_do: str) -> None:
+    told = hosting.explained(error)
+    assert said in told.message
+    assert "more" not in told.message
+    assert to_do in str(told.details["remedy"])
 
 
 def test_a_download_is_told_in_bytes_and_nothing_else_of_the_hubs_bars() -> None:

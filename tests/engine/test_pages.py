@@ -136,6 +136,29 @@ def test_what_made_room_comes_back_from_the_store_a_few_pages_at_a_time() -> Non
     assert [content[page] for page in back.pages[:3]] == [prompt[:4], prompt[4:8], prompt[8:12]]
 
 
+def test_a_store_that_has_little_time_keeps_beginnings() -> None:
+    content: dict[int, list[int]] = {page: [] for page in range(20)}
+    shelf = Shelf(content, room=20)
+    save, left = shelf.save, [2]
+
+    def in_a_hurry(key: bytes, page: int) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            save(key, page)
+
+    shelf.save = in_a_hurry  # type: ignore[method-assign]
+    pool = PagePool(5, SIZE, shelf)
+    prompt = list(range(16))
+    pool.end(filled(pool, prompt))
+    pool.end(filled(pool, [99] * 16))
+    back = pool.begin([*prompt, 1])
+    with pytest.raises(OutOfPages):
+        pool.extend(back, 17)
+    pool.extend(back, 16)
+    pool.catch_up(back, [*prompt, 1], 20)
+    assert back.ids == prompt[:8]
+
+
 class Pool(RuleBasedStateMachine):
     """Sequences that come, catch up, grow and go, beside what each page holds."""
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from app.config import Settings
 from app.engine import process as process_module
 from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
 from app.engine.process import EngineProcess
+from app.engine.wire import EXIT_GPU_LOST
 from tests.engine.tiny import save_tiny
+from tests.scripted import PROFILE
 
 Body = Callable[["Talk"], Awaitable[None]]
 
@@ -247,6 +250,97 @@ def test_a_step_that_hangs_or_loses_the_gpu_ends_that_process_and_is_told_in_wor
         assert there.finished["next"].reason in ("length", "stop")
 
     talk(tiny.model_copy(update={"engine": "batched"}), body)
+
+
+# A worker that ends while it prepares to write for many, as a kernel that kills its process would have it
+_DYING_WORKER = """#!{python}
+import os, sys
+sys.path.insert(0, {root!r})
+sys.argv = sys.argv[2:]
+from app.engine.batched import start
+from app.engine import hosting, worker
+start.make_ready = lambda *_: os._exit(70)
+if "careful" not in sys.argv:
+    hosting.why_not_batched = lambda *_: ""
+sys.exit(worker.main())
+"""
+
+
+def test_a_process_that_dies_while_it_prepares_for_many_is_followed_by_one_that_writes_for_one(
+    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "worker"
+    program.write_text(_DYING_WORKER.format(python=sys.executable, root=str(Path(__file__).parents[2])))
+    program.chmod(0o700)
+    monkeypatch.setattr(process_module.sys, "executable", str(program))
+
+    async def body(there: Talk) -> None:
+        await there.ready()
+        assert "the process before this one ended while it prepared" in there.engine.status.way
+        there.add("next", 5)
+        await there.until(lambda: "next" in there.finished)
+        assert there.finished["next"].reason in ("length", "stop")
+
+    talk(tiny, body)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_that_come_to_all_processes_do_not_end_the_model_before_its_app(
+    tiny: Settings, number: signal.Signals
+) -> None:
+    async def body(there: Talk) -> None:
+        await there.ready()
+        pid = there.engine.pid
+        assert pid is not None
+        os.kill(pid, number)
+        there.add("next", 5)
+        await there.until(lambda: "next" in there.finished)
+        assert there.finished["next"].reason in ("length", "stop")
+        assert there.engine.pid == pid
+
+    talk(tiny, body)
+
+
+def test_a_process_that_cannot_be_killed_leaves_no_request_waiting(
+    tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_GOODBYE_S", 0.1)
+
+    async def body(there: Talk) -> None:
+        await there.ready()
+        pid = there.engine.pid
+        process = there.engine._process
+        assert pid is not None
+        assert process is not None
+        # Counts from the next frame on; they come every two seconds
+        there.engine._silence_s = 1.5
+        there.add("before", 1)
+        await there.until(lambda: "before" in there.finished)
+        monkeypatch.setattr(type(process), "kill", lambda _: None)
+        os.kill(pid, signal.SIGSTOP)
+        # What the app would send to a process that does not read must not be waited for either
+        for number in range(8):
+            there.engine.add(Request(f"r{number}", (40,) * 30_000, Sampling(), (), 10))
+        await there.until(lambda: there.engine.status.state == "failed")
+        assert "cannot be ended" in there.engine.status.problem
+        await there.until(lambda: len(there.finished) == 9)
+        monkeypatch.undo()
+        os.kill(pid, signal.SIGKILL)
+        await process.wait()
+
+    talk(tiny, body)
+
+
+def test_what_auto_was_at_the_first_start_it_stays(settings: Settings) -> None:
+    engine = EngineProcess(settings.model_copy(update={"model": "auto"}))
+    assert engine._model() == "auto"
+    engine._profile = replace(PROFILE, name="qwq-32b")
+    assert engine._model() == "qwq-32b"
+
+
+def test_cs_own_exit_ends_a_process_as_one_that_lost_its_gpu() -> None:
+    script = "import ctypes; from app.engine.worker import _end_as_lost; _end_as_lost(); ctypes.CDLL(None).exit(1)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == EXIT_GPU_LOST
 
 
 def test_many_are_written_at_once_by_the_batched_engine_and_the_way_is_told(tiny: Settings) -> None:

@@ -5,7 +5,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from app.engine.base import Sampling
-from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
+from app.engine.batched.sampler import FEW, MOST, SamplingRows, _gumbel, sample
 
 VOCABULARY = 500
 DRAWN = Sampling(temperature=0.8, top_p=0.9, top_k=20, min_p=0.02)
@@ -52,6 +52,13 @@ def test_tokens_come_as_often_as_their_probability_says(sampling: Sampling) -> N
     found = torch.bincount(tokens, minlength=VOCABULARY) / draws
     assert (found[wanted == 0] == 0).all()
     assert float((found - wanted).abs().sum()) < 0.25
+
+
+def test_noise_is_a_number_where_its_bits_are_all_ones() -> None:
+    """Seed, position and token that once gave infinity: what was cut away was drawn then."""
+    noise = _gumbel(torch.tensor([1]), torch.tensor([1]), torch.tensor([[38878, 1]]))
+    assert torch.isfinite(noise).all()
+    assert noise[0, 0] == noise.max()
 
 
 def test_greedy_takes_the_likeliest_whatever_else_is_set() -> None:

@@ -32,7 +32,7 @@ class Step:
     block_table: (rows, pages) int32, the pages of each row; 0 where there is none.
     lengths: (rows,) int32, tokens of each row with the new one.
     piece: how many of the tokens are the piece's; piece_pages: (pages,) int64, its sequence's; context: that sequence's
-    tokens with the piece, a plain number.
+    tokens with the piece, a plain number. gathered: tokens whose keys and values may be copied together at a time.
     """
 
     cache: PagedCache
@@ -43,6 +43,7 @@ class Step:
     piece: int = 0
     piece_pages: torch.Tensor | None = None
     context: int = 0
+    gathered: int = 0
 
 
 def attend(
@@ -95,15 +96,35 @@ def extend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: 
 
 
 def decode(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scaling: float) -> torch.Tensor:
-    """One token of each row over gathered pages; (rows, heads, width). Reads the whole table: the last resort."""
-    rows = step.block_table.long()
-    read, value = (pages_of[rows].flatten(1, 2).transpose(1, 2) for pages_of in (keys, values))
+    """One token of each row over gathered pages, a few rows at a time; (rows, heads, width). The last resort."""
+    in_table = step.block_table.shape[1] * step.cache.page_tokens
+    at_once = max(1, step.gathered // in_table)
+    parts = [
+        _gathered(query[rows], keys, values, step.block_table[rows], step.lengths[rows], scaling)
+        for rows in (slice(first, first + at_once) for first in range(0, len(query), at_once))
+    ]
+    return torch.cat(parts)
+
+
+def _gathered(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    pages = block_table.long()
+    read, value = (pages_of[pages].flatten(1, 2).transpose(1, 2) for pages_of in (keys, values))
     places = torch.arange(read.shape[2], device=query.device)
-    mask = (places[None] < step.lengths[:, None])[:, None, None]
+    is_there = (places[None] < lengths[:, None])[:, None, :, None]
     # What is left over in a page may be no number, and nought times that is none either
-    read, value = (taken.masked_fill(~mask.transpose(2, 3), 0.0) for taken in (read, value))
-    out = scaled_dot_product_attention(query[:, :, None], read, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-    return out[:, :, 0]
+    for taken in (read, value):
+        taken.masked_fill_(~is_there, 0.0)
+    # The heads of a group are as many queries to one key: no way of torch's with a mask knows groups and copies nothing
+    asked = query.view(len(query), read.shape[1], -1, query.shape[-1])
+    mask = is_there.transpose(2, 3).expand(-1, -1, asked.shape[2], -1)
+    return scaled_dot_product_attention(asked, read, value, attn_mask=mask, scale=scaling).flatten(1, 2)
 
 
 def register() -> None:

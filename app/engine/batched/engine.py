@@ -5,11 +5,13 @@ read the weights once. What people get is the same tokens as alone (to the round
 share of their beginnings is read once.
 """
 
+import itertools
 import logging
 import queue
 import secrets
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,19 +27,20 @@ from app.engine.batched.runner import Drawn, Runner
 from app.engine.batched.sampler import has_penalty
 from app.engine.streamer import TokenStreamer
 
-# Pages fetched from RAM between two looks at the orders, when nobody waits for the next token
+# Pages fetched from RAM or saved there between two looks at the orders, when nobody waits for the next token
 _MOST_LOADED_ALONE = 64
 _log = logging.getLogger(__name__)
 Give = Callable[[Delta | Finished], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Sequence:
     """One request on its way. `tokens` is the prompt and what was written; `held.ids` is what of it is in the cache."""
 
     request: Request
     streamer: TokenStreamer
     seed: int
+    arrival: int
     tokens: list[int]
     held: Held = field(default_factory=Held)
     cached_tokens: int = -1
@@ -57,8 +60,8 @@ class BatchedEngine:
     """Writes many requests at once; `add` and `cancel` from any thread, `give` is called from the engine's own.
 
     `prepare` is called first, from that thread, with a function to call whenever it has moved; it returns how long the
-    pieces of prompts may be. `on_lost` is called, from that thread too, when this process can write
-    no more: the GPU is gone, or the loop itself broke.
+    pieces of prompts may be. `on_lost` is called, from that thread too, when this process can write no more: with True
+    when the GPU is gone, with False when the loop itself broke. `on_slower` is told in words what was given up.
     """
 
     def __init__(
@@ -67,17 +70,20 @@ class BatchedEngine:
         pool: PagePool,
         tokenizer: PreTrainedTokenizerBase,
         give: Give,
-        on_lost: Callable[[], None] = lambda: None,
+        on_lost: Callable[[bool], None] = lambda _: None,
         *,
+        on_slower: Callable[[str], None] = lambda _: None,
         prepare: Callable[[Callable[[], None]], Pace] = lambda _: Pace(),
         store: HostPages | None = None,
     ) -> None:
         self._runner, self._pool, self._store, self._tokenizer = runner, pool, store, tokenizer
-        self._give, self._on_lost, self._prepare = give, on_lost, prepare
+        self._give, self._on_lost, self._on_slower, self._prepare = give, on_lost, on_slower, prepare
         self._orders: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
         self._waiting: deque[_Sequence] = deque()
         self._reading: deque[_Sequence] = deque()
         self._writing: list[_Sequence] = []
+        self._arrivals = itertools.count()
+        self._refused: tuple[_Sequence, int, int] | None = None
         self._pace = Pace()
         self._last_step_s = 0.0
         self._is_closed = False
@@ -108,6 +114,7 @@ class BatchedEngine:
     def _work(self) -> None:
         try:
             self._moved()
+            self._runner.on_layer(self._moved)
             self._pace = self._prepare(self._moved)
             while not self._is_closed:
                 self._take_orders()
@@ -117,7 +124,7 @@ class BatchedEngine:
                     self._recover(error)
         except Exception:
             _log.exception("the engine's loop broke")
-            self._lose("The model failed. The text so far is kept; the model is being started again.")
+            self._lose("The model failed. The text so far is kept; the model is being started again.", is_gpu=False)
         for sequence in self._everybody():
             self._end(sequence, "cancelled")
 
@@ -127,7 +134,7 @@ class BatchedEngine:
     def _everybody(self) -> list[_Sequence]:
         return [*self._writing, *self._reading, *self._waiting]
 
-    def _lose(self, problem: str) -> None:
+    def _lose(self, problem: str, *, is_gpu: bool) -> None:
         """All is lost, and nothing may touch the GPU any more."""
         for sequence in self._everybody():
             usage = Usage(len(sequence.request.prompt), sequence.written, max(0, sequence.cached_tokens))
@@ -136,7 +143,7 @@ class BatchedEngine:
         self._reading.clear()
         self._waiting.clear()
         self._is_closed = True
-        self._on_lost()
+        self._on_lost(is_gpu)
 
     def _take_orders(self) -> None:
         """Everything asked for since the last step; waits when there is nothing to do."""
@@ -174,7 +181,7 @@ class BatchedEngine:
             seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(63)
             streamer = TokenStreamer(self._tokenizer)
             streamer.next_tokens_are_prompt = False
-            self._waiting.append(_Sequence(request, streamer, seed, list(request.prompt)))
+            self._waiting.append(_Sequence(request, streamer, seed, next(self._arrivals), list(request.prompt)))
 
     def _problem_of(self, request: Request) -> str:
         if not request.prompt or min(request.prompt) < 0 or max(request.prompt) >= self._runner.vocabulary:
@@ -189,7 +196,7 @@ class BatchedEngine:
 
     def _step(self) -> None:
         if self._store is not None:
-            self._store.begin_step()
+            self._store.begin_step(MOST_A_STEP if self._writing else _MOST_LOADED_ALONE)
         self._admit()
         if self._reading and self._writing and self._runner.is_joined:
             self._make_room()
@@ -207,6 +214,9 @@ class BatchedEngine:
         """Let those who wait begin, in their order, while there are rows and pages for what they have to read."""
         while self._waiting and len(self._reading) + len(self._writing) < self._runner.rows:
             sequence = self._waiting[0]
+            room = (sequence, self._pool.available, len(self._writing))
+            if room == self._refused and (self._reading or self._writing):
+                return  # looking again at what it has in common with others takes long
             held = self._pool.begin(sequence.tokens)
             missing = self._pool.pages_for(len(sequence.tokens) + 1) - len(held.pages)
             # Whoever writes needs another page soon: who came in for a moment would have to go again
@@ -216,12 +226,13 @@ class BatchedEngine:
                     self._waiting.popleft()
                     self._fail_for_room(sequence)
                     continue
+                self._refused = room
                 return
             self._waiting.popleft()
+            self._reading.append(sequence)
             sequence.held = held
             # All at once: two that read at the same time must not take each other's last pages
             self._pool.extend(held, len(sequence.tokens) + 1)
-            self._reading.append(sequence)
 
     def _is_catching_up(self, sequence: _Sequence) -> bool:
         """Take over what it need not read; whether there is more of that in the next step."""
@@ -271,6 +282,10 @@ class BatchedEngine:
             written, first = self._runner.decode_and_extend(rows, sequence.held.pages, piece, start, is_last=is_last)
         except Exception as error:
             self._fail_to_read(sequence, error)
+            # Tokens may be marked as seen that nobody got
+            for row, other in enumerate(self._writing):
+                if has_penalty(other.request.sampling):
+                    self._runner.put(row, other.request.sampling, other.seed, other.seen())
             return
         self._pace.learn(len(piece), time.monotonic() - began)
         self._have_written(written)
@@ -303,7 +318,7 @@ class BatchedEngine:
         """
         if isinstance(error, torch.OutOfMemoryError):
             self._fail_for_room(sequence)
-            torch.cuda.empty_cache()
+            _free_what_it_held(error)
             return
         if self._runner.is_lost():
             raise error
@@ -337,7 +352,7 @@ class BatchedEngine:
                 try:
                     self._pool.extend(sequence.held, len(sequence.held.ids) + 1)
                 except OutOfPages:
-                    self._set_back(self._writing[-1] if len(self._writing) > 1 else sequence)
+                    self._set_back(max(self._writing, key=lambda one: one.arrival))
                     continue
                 if len(sequence.held.pages) > have:
                     self._runner.place(self._writing.index(sequence), sequence.held.pages, have)
@@ -404,20 +419,32 @@ class BatchedEngine:
         """A step for all failed: everybody reads again from their tokens, once; who fails twice in a row is ended."""
         _log.error("a step failed", exc_info=error)
         if self._runner.is_lost():
-            self._lose("The GPU failed. The text so far is kept; the model is being started again.")
+            self._lose("The GPU failed. The text so far is kept; the model is being started again.", is_gpu=True)
             return
         self._pool.forget()
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-        else:
-            self._runner.forget_graphs()
-        for sequence in [*self._reading, *self._writing]:
+        at_it = [*self._writing, *self._reading]
+        if isinstance(error, torch.OutOfMemoryError) and at_it:
+            # The longest takes most: without it the others have room
+            self._fail_for_room(max(at_it, key=lambda sequence: len(sequence.tokens)))
+            _free_what_it_held(error)
+            self._read_again([*self._writing, *self._reading])
+            return
+        if not at_it and self._waiting:
+            # It could not even be let in
+            at_it = [self._waiting[0]]
+        if self._runner.forget_graphs():
+            self._on_slower(f"CUDA graphs are off: a step failed ({type(error).__name__})")
+        for sequence in at_it:
             sequence.failures += 1
-            self._leave(sequence)
             if sequence.failures > 1:
                 self._fail(sequence, _failed_by(error))
-            else:
-                self._waiting.append(sequence)
+        self._read_again([*self._writing, *self._reading])
+
+    def _read_again(self, sequences: list[_Sequence]) -> None:
+        """They go on from their tokens, before whoever waits already."""
+        for sequence in sequences:
+            self._leave(sequence)
+        self._waiting.extendleft(reversed(sequences))
 
 
 def _delta_of(sequence: _Sequence, drawn: Drawn) -> Delta:
@@ -429,6 +456,12 @@ def _delta_of(sequence: _Sequence, drawn: Drawn) -> Delta:
         ids.append(token_id)
         texts.append(text)
     return Delta(sequence.request.id, tuple(ids), tuple(texts), (round(drawn.logprob, 4),))
+
+
+def _free_what_it_held(error: Exception) -> None:
+    """A pass that found no memory left has its tensors in the frames of its error."""
+    traceback.clear_frames(error.__traceback__)
+    torch.cuda.empty_cache()
 
 
 def _failed_by(error: Exception) -> str:

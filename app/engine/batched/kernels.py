@@ -101,6 +101,7 @@ def paged_decode(
     rows, heads, width = query.shape
     kv_heads, page_tokens = keys.shape[2], keys.shape[1]
     groups = heads // kv_heads
+    assert page_tokens % min(_BLOCK, page_tokens) == 0, "a block must not lie across two pages"
     splits = triton.next_power_of_2(max(1, _PROGRAMS // (rows * kv_heads)))
     splits = min(_MOST_SPLITS, splits)
     peaks = torch.empty((rows, heads, splits), dtype=torch.float32, device=query.device)

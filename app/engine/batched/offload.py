@@ -4,6 +4,7 @@ A page of QwQ has 64 MiB: fetching it takes 1 to 3 ms, reading its 256 tokens ag
 that the passes go through, so that each page is saved before it is written over and there before it is read.
 """
 
+import logging
 from collections import OrderedDict
 
 import torch
@@ -13,6 +14,7 @@ from app.engine.batched.attention import PagedCache
 # Copies hold up those who write: so many pages a step at most, about 30 ms
 MOST_A_STEP = 12
 _BLOCK_BYTES = 1 << 30
+_log = logging.getLogger(__name__)
 
 
 class HostPages:
@@ -31,16 +33,21 @@ class HostPages:
         self._free: list[torch.Tensor] = []
         while left > 0:
             count = min(left, in_block)
-            block = torch.empty((count, *shape), dtype=one.dtype, pin_memory=one.is_cuda)
+            try:
+                block = torch.empty((count, *shape), dtype=one.dtype, pin_memory=one.is_cuda)
+            except RuntimeError as error:
+                # Some systems lock little: what there is serves too
+                _log.warning("no more RAM can be page-locked (%s)", str(error).splitlines()[0])
+                break
             self._free.extend(block)
             left -= count
         self.total = len(self._free)
         self._saved: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._left = MOST_A_STEP
 
-    def begin_step(self) -> None:
-        """There is time again for saving pages."""
-        self._left = MOST_A_STEP
+    def begin_step(self, most: int) -> None:
+        """There is time again for saving so many pages."""
+        self._left = most
 
     def save(self, key: bytes, page: int) -> None:
         if key in self._saved:
@@ -64,6 +71,14 @@ class HostPages:
             keys[page].copy_(place[2 * layer], non_blocking=True)
             values[page].copy_(place[2 * layer + 1], non_blocking=True)
         return True
+
+    def give_back(self) -> None:
+        """Its memory is free, and nothing is kept any more."""
+        self._free.clear()
+        self._saved.clear()
+        self.total = 0
+        if self._cache.keys and self._cache.keys[0].is_cuda:
+            torch.accelerator.empty_host_cache()
 
     def forget(self) -> None:
         self._free.extend(self._saved.values())

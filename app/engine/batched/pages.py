@@ -134,10 +134,15 @@ class PagePool:
         missing = self.pages_for(tokens) - len(held.pages)
         if missing > self.available:
             raise OutOfPages
+        made_room: list[tuple[bytes, int]] = []
         for _ in range(missing):
-            page = self._take()
+            page = self._take(made_room)
             self._holders[page] = 1
             held.pages.append(page)
+        if self._store is not None:
+            # There may be time for a few: the beginnings first, as an end without its beginning is of no use
+            for key, page in reversed(made_room):
+                self._store.save(key, page)
 
     def wrote(self, held: Held, ids: Sequence[int]) -> None:
         """The keys and values of these tokens are in the sequence's pages now; pages that are full become known."""
@@ -210,7 +215,7 @@ class PagePool:
         else:
             self._free.append(page)
 
-    def _take(self) -> int:
+    def _take(self, made_room: list[tuple[bytes, int]]) -> int:
         if self._free:
             return self._free.pop()
         # Of those used longest ago, the first that no known page builds on: a sequence ends from its last page on, so
@@ -224,8 +229,7 @@ class PagePool:
         parent = self._parents.pop(page)
         if parent is not None:
             self._followers[parent] -= 1
-        if self._store is not None:
-            self._store.save(key, page)
+        made_room.append((key, page))
         return page
 
 

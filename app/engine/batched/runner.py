@@ -4,12 +4,14 @@ Owns the tensors of the cache and of the rows. Runs the model's own modules; kno
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from app.engine.base import Sampling
@@ -75,6 +77,7 @@ class Runner:
         self._samplings = SamplingRows.on(self.device, rows, self.vocabulary, masks)
         self._most_asked = [FEW] * rows
         self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._hooks: list[RemovableHandle] = []
 
     # Rows
 
@@ -142,6 +145,7 @@ class Runner:
             len(ids),
             table,
             start + len(ids),
+            self.context_tokens,
         )
         return step, places
 
@@ -179,7 +183,7 @@ class Runner:
         step = replace(
             piece,
             slots=torch.cat([piece.slots, self._slots(rows)]),
-            block_table=self._block_table[:rows],
+            block_table=self._table(lengths),
             lengths=lengths,
         )
         told = torch.cat([torch.tensor(ids, device=self.device), self._tokens[:rows]])
@@ -201,20 +205,20 @@ class Runner:
         return _read(*self._decode(rows, most))
 
     @torch.inference_mode()
-    def logits_of(self, pages: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
-        """The logits behind every token of a fresh sequence, (tokens, vocabulary); for comparing."""
+    def logits_of(self, pages: Sequence[int], ids: Sequence[int], last: int) -> torch.Tensor:
+        """The logits behind the last tokens of a fresh sequence, (last, vocabulary); for comparing."""
         step, places = self._extension(pages, ids, 0)
-        return self._logits(self._hidden(torch.tensor(ids, device=self.device), places, step)).float()
+        return self._logits(self._hidden(torch.tensor(ids, device=self.device), places, step)[-last:]).float()
 
     @torch.inference_mode()
-    def own_logits(self, ids: Sequence[int]) -> torch.Tensor:
+    def own_logits(self, ids: Sequence[int], last: int) -> torch.Tensor:
         """The same by the model's own forward, with none of our attention; for comparing."""
         self.model.config._attn_implementation = "sdpa"
         try:
-            out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False)
+            out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False, logits_to_keep=last)
         finally:
             self.model.config._attn_implementation = attention.NAME
-        logits: torch.Tensor = out.logits[0]
+        logits: torch.Tensor = out.logits[0, -last:]
         return logits.float()
 
     @torch.inference_mode()
@@ -237,7 +241,7 @@ class Runner:
         lengths = self._lengths[:rows]
         slots, places = self._slots(rows), lengths.long()
         lengths += 1
-        step = Step(self.cache, slots, self._block_table[:rows], lengths, self.has_kernels)
+        step = Step(self.cache, slots, self._table(lengths), lengths, self.has_kernels, gathered=self.context_tokens)
         if self.is_fused:
             return self._hidden(self._tokens[:rows], places, step, is_fused=True)
         out = self.model.base_model(
@@ -245,6 +249,13 @@ class Runner:
         )
         hidden: torch.Tensor = out.last_hidden_state
         return hidden[:, -1]
+
+    def _table(self, lengths: torch.Tensor) -> torch.Tensor:
+        """The pages of the first rows; without a kernel, which reads what is there alone, no more than are in use."""
+        rows = len(lengths)
+        if self.has_kernels:
+            return self._block_table[:rows]
+        return self._block_table[:rows, : -(-int(lengths.max()) // self.page_tokens)]
 
     def _slots(self, rows: int) -> torch.Tensor:
         """Where the next token of each row goes."""
@@ -292,15 +303,28 @@ class Runner:
             RuntimeError: the step waits for the GPU somewhere, or there is no room.
         """
         pool = None
-        for number, size in enumerate(sorted(sizes, reverse=True)):
-            graph = _Graph(lambda size=size: self._decode(size, FEW), pool)  # type: ignore[misc]
+        wanted = list(itertools.product(sorted(sizes, reverse=True), (FEW, MOST)))
+        for number, (size, most) in enumerate(wanted):
+            graph = _Graph(lambda size=size, most=most: self._decode(size, most), pool)  # type: ignore[misc]
             pool = graph.pool
-            self._graphs[size, FEW] = graph
-            tell((number + 1) / len(sizes))
+            self._graphs[size, most] = graph
+            tell((number + 1) / len(wanted))
         self._lengths.zero_()
+
+    def on_layer(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called before each of the model's own layers, until `give_back`: a long pass moves too."""
+
+        def before(*_: object) -> None:
+            tell()
+
+        layers = getattr(self.model.base_model, "layers", None)
+        self._hooks += [layer.register_forward_pre_hook(before) for layer in layers or [self.model]]
 
     def give_back(self) -> None:
         """The model is as it was, and the memory of the cache free; the runner is of no use afterwards."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
         self.model.config._attn_implementation = "sdpa"
         self._graphs.clear()
         self.cache.keys.clear()
@@ -308,9 +332,11 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def forget_graphs(self) -> None:
-        """Go on without graphs."""
+    def forget_graphs(self) -> bool:
+        """Go on without graphs; whether there were any."""
+        had_some = bool(self._graphs)
         self._graphs.clear()
+        return had_some
 
     @contextlib.contextmanager
     def eager(self) -> Iterator[None]:

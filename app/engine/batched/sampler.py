@@ -140,8 +140,8 @@ def _gumbel(seed: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor) -> t
     """Noise of shape (rows, candidates) that depends on seed, position and token id only."""
     key = _mixed(seed + positions.to(torch.int64) * 0x9E3779B97F4A7C1)
     bits = _mixed(key[:, None] ^ (ids.to(torch.int64) * 0x5851F42D4C957F2))
-    # 24 bits fill a float's mantissa; a half more keeps the logarithm from zero
-    uniform = ((bits >> 16 & 0xFFFFFF).to(torch.float32) + 0.5) / (1 << 24)
+    # With a half more no number is 0, and with 23 bits the last one is not rounded to 1: both have no logarithm of use
+    uniform = ((bits >> 16 & 0x7FFFFF).to(torch.float32) + 0.5) / (1 << 23)
     return -torch.log(-torch.log(uniform))
 
 

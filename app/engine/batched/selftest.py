@@ -2,12 +2,12 @@
 
 Rounding differs with the shape of a batch, and much more in 4 bits: how far the plain decode is from reading the same
 tokens at once is measured first, and a quick way may not be noticeably further. Random or quantized weights have near
-ties, so tokens are compared only where the gap between the two likeliest is larger than the difference that was seen.
+ties, so a token counts as lost only where the two likeliest are further apart than rounding moved on the plain way.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ import torch
 from app.engine.base import Sampling
 from app.engine.batched.runner import Runner
 
-_TOKENS = 32
-_ROWS = 4
+# Tokens that are compared, behind more than a page of others, so that pages, blocks and splits all have a part in it
+_TOKENS = 8
+_OVER_A_PAGE = 40
+_ROWS = (4, 1)
 _MORE = 1.5
 # A few of bf16's last bits, for models that are exact otherwise
 _LEAST = 0.02
@@ -25,96 +27,100 @@ _LEAST_LOGPROB = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two ways to the same logits: how far apart on the whole, over the logits' own spread, and clear tokens lost."""
+    """Two ways to the same logits: their difference on the whole, over the logits' own spread; the largest one of a
+    logit; and how many of the tokens were lost though they were clear."""
 
     difference: float
-    flipped: int
-    tokens: int
+    largest: float = 0.0
+    flipped: int = 0
+    tokens: int = 0
+
+
+def compared(plain: torch.Tensor, other: torch.Tensor, rounding: float = math.inf) -> Comparison:
+    """Logits of shape (tokens, vocabulary) with others; `rounding` is how far a logit may move without any fault."""
+    spread = float(plain.var(-1).mean())
+    apart = plain - other
+    found = math.sqrt(float(apart.square().mean()) / spread) if spread > 0 else math.inf
+    best = plain.topk(2)
+    is_clear = best.values[:, 0] - best.values[:, 1] > 2 * rounding
+    flipped = int((is_clear & (other.argmax(-1) != best.indices[:, 0])).sum())
+    return Comparison(found if math.isfinite(found) else math.inf, float(apart.abs().max()), flipped, len(plain))
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is read for a comparison: for each row its tokens and its pages; `before` of them come first."""
+
+    prompts: list[list[int]]
+    tables: list[list[int]]
+    before: int
+
+
+def _told(runner: Runner, rows: int) -> _Told:
+    generator = torch.Generator().manual_seed(rows)
+    before = min(runner.page_tokens + _OVER_A_PAGE, runner.context_tokens - _TOKENS - 1)
+    pages = -(-(before + _TOKENS + 1) // runner.page_tokens)
+    rows = max(1, min(rows, runner.rows + 1, (runner.cache.keys[0].shape[0] - 1) // pages))
+    prompts = torch.randint(0, runner.vocabulary, (rows, before + _TOKENS), generator=generator).tolist()
+    tables = [list(range(1 + row * pages, 1 + (row + 1) * pages)) for row in range(rows)]
+    return _Told(prompts, tables, before)
 
 
 @torch.inference_mode()
-def against_reading(runner: Runner, ids: Sequence[int] | None = None) -> Comparison:
+def against_reading(runner: Runner, rows: int, rounding: float = math.inf) -> Comparison:
     """Compare a decode of several rows, taken as the runner takes it now, with reading the same tokens at once.
 
     Uses the cache's first pages and rows. Afterwards the cache holds nothing of use: begin with a fresh pool.
     """
-    generator = torch.Generator().manual_seed(0)
-    count = _TOKENS * _ROWS
-    told = list(ids or torch.randint(0, runner.vocabulary, (count,), generator=generator).tolist())
-    pages = -(-(_TOKENS + 1) // runner.page_tokens)
-    prompts = [told[row * _TOKENS : (row + 1) * _TOKENS] for row in range(_ROWS)]
-    tables = [list(range(1 + row * pages, 1 + (row + 1) * pages)) for row in range(_ROWS)]
-    read = [runner.logits_of(table, prompt) for table, prompt in zip(tables, prompts, strict=True)]
-    half = _TOKENS // 2
-    for row, (table, prompt) in enumerate(zip(tables, prompts, strict=True)):
-        runner.put(row, Sampling(temperature=0.0), 0)
-        runner.extend(table, prompt[:half], 0, row=row)
-        runner.place(row, table)
-        runner.set_next(row, prompt[half], half)
-    squares, spread, flipped = 0.0, 0.0, 0
-    for at in range(half, _TOKENS):
-        written = runner.decode_logits(_ROWS)
-        for row, prompt in enumerate(prompts):
-            plain, quick = read[row][at], written[row]
-            squares += float((plain - quick).square().mean())
-            spread += float(plain.var())
-            best = plain.topk(2)
-            is_clear = best.values[0] - best.values[1] > 2 * (plain - quick).abs().max()
-            flipped += int(is_clear) * int(quick.argmax() != best.indices[0])
-            runner.set_next(row, prompt[min(at + 1, _TOKENS - 1)], at + 1)
-    return Comparison(math.sqrt(squares / spread) if spread else math.inf, flipped, half * _ROWS)
+    told = _told(runner, min(rows, runner.rows))
+    each = list(zip(told.tables, told.prompts, strict=True))
+    plain = torch.stack([runner.logits_of(table, prompt, _TOKENS) for table, prompt in each], 1)
+    for row, (table, prompt) in enumerate(each):
+        runner.extend(table, prompt[: told.before], 0, row=None)
+        _stand(runner, row, table, prompt[told.before], told.before)
+    written = []
+    for at in range(told.before, told.before + _TOKENS):
+        for row, prompt in enumerate(told.prompts):
+            runner.set_next(row, prompt[at], at)
+        written.append(runner.decode_logits(len(each)))
+    return compared(plain.flatten(0, 1), torch.cat(written), rounding)
 
 
 @torch.inference_mode()
-def joined_against_reading(runner: Runner) -> Comparison:
+def joined_against_reading(runner: Runner, rows: int, rounding: float = math.inf) -> Comparison:
     """Compare a pass of a piece and several rows with reading the same tokens at once; the rest as above."""
-    generator = torch.Generator().manual_seed(1)
-    pages = -(-(_TOKENS + 1) // runner.page_tokens)
-    told = torch.randint(0, runner.vocabulary, (_ROWS + 1, _TOKENS), generator=generator).tolist()
-    tables = [list(range(1 + row * pages, 1 + (row + 1) * pages)) for row in range(_ROWS + 1)]
-    read = [runner.logits_of(table, prompt) for table, prompt in zip(tables, told, strict=True)]
-    half = _TOKENS // 2
-    for row, (table, prompt) in enumerate(zip(tables, told, strict=True)):
-        runner.extend(table, prompt[:half], 0, row=None)
-        if row < _ROWS:
-            runner.put(row, Sampling(temperature=0.0), 0)
-            runner.place(row, table)
-            runner.set_next(row, prompt[half], half)
-    quick = runner.both_logits(_ROWS, tables[-1], told[-1][half:], half)
-    plain = torch.cat([read[-1][half:], torch.stack([one[half] for one in read[:-1]])])
-    best = plain.topk(2)
-    is_clear = best.values[:, 0] - best.values[:, 1] > 2 * (plain - quick).abs().amax(-1)
-    flipped = int((is_clear & (quick.argmax(-1) != best.indices[:, 0])).sum())
-    spread = float(plain.var(-1).mean())
-    difference = math.sqrt(float((plain - quick).square().mean()) / spread) if spread else math.inf
-    return Comparison(difference, flipped, len(plain))
+    told = _told(runner, rows + 1)
+    *others, (last_table, last_prompt) = zip(told.tables, told.prompts, strict=True)
+    plain = [runner.logits_of(last_table, last_prompt, _TOKENS)]
+    plain += [runner.logits_of(table, prompt, _TOKENS)[:1] for table, prompt in others]
+    runner.extend(last_table, last_prompt[: told.before], 0, row=None)
+    for row, (table, prompt) in enumerate(others):
+        runner.extend(table, prompt[: told.before], 0, row=None)
+        _stand(runner, row, table, prompt[told.before], told.before)
+    joined = runner.both_logits(len(others), last_table, last_prompt[told.before :], told.before)
+    return compared(torch.cat(plain), joined, rounding)
+
+
+def _stand(runner: Runner, row: int, table: Sequence[int], token_id: int, length: int) -> None:
+    runner.put(row, Sampling(temperature=0.0), 0)
+    runner.place(row, table)
+    runner.set_next(row, token_id, length)
 
 
 @torch.inference_mode()
 def against_model(runner: Runner) -> str:
     """What is wrong with reading through our pages, compared with the model's own forward; empty for nothing."""
-    generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(0, runner.vocabulary, (_TOKENS,), generator=generator).tolist()
-    pages = list(range(1, 1 + -(-_TOKENS // runner.page_tokens)))
-    plain, ours = runner.own_logits(ids), runner.logits_of(pages, ids)
-    difference = _difference(plain, ours)
-    most = max(_LEAST, _MORE * _rounding(runner, ids, plain))
+    told = _told(runner, 1)
+    ids = told.prompts[0]
+    plain = runner.own_logits(ids, _TOKENS)
+    # The model's own forward is this far from itself when the same tokens come in a batch of another shape
+    half = _TOKENS // 2
+    rounding = compared(plain[:half], runner.own_logits(ids[:-half], half)).difference
+    difference = compared(plain, runner.logits_of(told.tables[0], ids, _TOKENS)).difference
+    most = max(_LEAST, _MORE * rounding)
     if difference <= most:
         return ""
     return f"reading in pages differs from the model's own way by {difference:.4f} ({most:.4f} is rounding)"
-
-
-def _rounding(runner: Runner, ids: Sequence[int], plain: torch.Tensor) -> float:
-    """How far the model's own forward is from itself when the same tokens come in a batch of another shape."""
-    half = runner.own_logits(ids[: _TOKENS // 2])
-    return _difference(plain[: _TOKENS // 2], half)
-
-
-def _difference(plain: torch.Tensor, other: torch.Tensor) -> float:
-    """Root mean square, over the logits' own spread; infinite where there are no numbers."""
-    spread = float(plain.var(-1).mean())
-    found = math.sqrt(float((plain - other).square().mean()) / spread) if spread > 0 else math.inf
-    return found if math.isfinite(found) else math.inf
 
 
 def set_rows(runner: Runner, rows: int, tokens: int = 0) -> None:
@@ -154,31 +160,45 @@ def _set_apart(runner: Runner, rows: int) -> None:
         runner.set_next(row, (7 * row + 1) % runner.vocabulary, 0)
 
 
-def choose(runner: Runner, compare: Callable[[Runner], Comparison] = against_reading) -> list[str]:
+def choose(runner: Runner) -> list[str]:
     """Take back the quick ways that compute something else, one after the other; a sentence for each that went."""
-    wanted = {name: getattr(runner, name) for name in ("is_fused", "has_kernels")}
+    wanted = {name: getattr(runner, name) for name in ("has_kernels", "is_fused")}
     runner.is_fused = runner.has_kernels = False
-    most = max(_LEAST, _MORE * compare(runner).difference)
-    for name, value in wanted.items():
-        setattr(runner, name, value)
+    plain = {rows: against_reading(runner, rows) for rows in _ROWS}
     taken_back: list[str] = []
-    for way, name in (("the fused step", "is_fused"), ("the attention kernel", "has_kernels")):
-        problem = _problem(runner, most, compare) if getattr(runner, name) else ""
+    # The simplest first: what is found wrong is then its own fault
+    for way, name in (("the attention kernel", "has_kernels"), ("the fused step", "is_fused")):
+        if not wanted[name]:
+            continue
+        setattr(runner, name, True)
+        problem = _problem(runner, plain, against_reading)
         if problem:
             setattr(runner, name, False)
             taken_back.append(f"{way} is off: {problem}")
-    problem = _problem(runner, most, joined_against_reading)
+    problem = _problem(runner, {_ROWS[0]: plain[_ROWS[0]]}, joined_against_reading)
     if problem:
         runner.is_joined = False
         taken_back.append(f"reading and writing in one pass is off: {problem}")
     return taken_back
 
 
-def _problem(runner: Runner, most: float, compare: Callable[[Runner], Comparison]) -> str:
-    try:
-        found = compare(runner)
-    except Exception as error:
-        return f"{type(error).__name__}: {(str(error) or 'no word').splitlines()[0]}"
-    if math.isfinite(found.difference) and found.difference <= most and not found.flipped:
-        return ""
-    return f"differs by {found.difference:.4f} ({most:.4f} is rounding), {found.flipped} of {found.tokens} tokens lost"
+def _problem(runner: Runner, plain: Mapping[int, Comparison], compare: Callable[..., Comparison]) -> str:
+    for rows, rounding in plain.items():
+        try:
+            found = compare(runner, rows, rounding.largest)
+        except Exception as error:
+            if runner.is_lost():
+                raise
+            return first_line(error)
+        most = max(_LEAST, _MORE * rounding.difference)
+        if found.difference > most or found.flipped:
+            return (
+                f"with {rows} rows it differs by {found.difference:.4f} ({most:.4f} is rounding), "
+                f"{found.flipped} of {found.tokens} tokens lost"
+            )
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return f"{type(error).__name__}: {(str(error) or 'no word').splitlines()[0]}"

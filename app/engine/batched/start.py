@@ -53,11 +53,11 @@ def unsuitable(config: PretrainedConfig) -> str:
     return ""
 
 
-def shape_of(model: PreTrainedModel, *, weight_bytes: int | None = None) -> ModelShape:
+def shape_of(model: PreTrainedModel, *, weight_bytes: int | None = None, is_four_bit: bool = False) -> ModelShape:
     """What of a model, loaded or on the meta device, decides how much memory it takes."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    is_four_bit = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    is_four_bit = is_four_bit or any(type(module).__name__ == "Linear4bit" for module in model.modules())
     if weight_bytes is None:
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     return ModelShape(
@@ -106,14 +106,23 @@ def make_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     """Test, capture and warm up; on the thread that will own the model. Nothing may be in the rows or pages.
 
     Raises:
-        CannotBatch: not even the plainest way computes what the model does.
+        CannotBatch: not even the plainest way computes what the model does, or does it here.
+        Exception: the GPU is gone.
     """
+    try:
+        return _made_ready(runner, plan, tell)
+    except CannotBatch:
+        raise
+    except Exception as error:
+        if runner.is_lost():
+            raise
+        raise CannotBatch(selftest.first_line(error)) from error
+
+
+def _made_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     started = time.monotonic()
     tell("Testing the engine", 0.0)
-    try:
-        problem = selftest.against_model(runner)
-    except Exception as error:
-        raise CannotBatch(f"{type(error).__name__}: {error}") from error
+    problem = selftest.against_model(runner)
     if problem:
         raise CannotBatch(problem)
     tell("Testing the engine", 0.5)
@@ -132,11 +141,14 @@ def make_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
 
 def _capture(runner: Runner, sizes: list[int], tell: Tell, taken_back: list[str]) -> bool:
     """Record the graphs and compare them with the steps they were recorded from; whether they stay."""
+    if not runner.has_kernels:
+        taken_back.append("CUDA graphs are off: they need the attention kernel")
+        return False
     try:
         runner.capture(sizes, lambda share: tell("Recording CUDA graphs", share))
         problem = selftest.graphs_against_eager(runner, sizes)
     except Exception as error:
-        problem = f"{type(error).__name__}: {(str(error) or 'no word').splitlines()[0]}"
+        problem = selftest.first_line(error)
         if runner.is_lost():
             raise
     if problem:
