@@ -386,7 +386,7 @@ def main() -> None:
     say("snippet, 1 stream, tok/s", snippet(model, 1, short))
     say("snippet, 32 streams, tok/s", snippet(model, 32, short))
     page = 16 if given.tiny else 256
-    pages = 1000
+    pages = 600
     middle = 100 if given.tiny else 1000
     runner = Runner(model, rows=64, pages=pages, page_tokens=page, context_window=context, has_kernels=IS_CUDA)
     plan = MemoryPlan(0, 0, 0, pages, 64, context, length_of_prefill(given.tiny), page)

@@ -154,9 +154,9 @@ async def try_card(folder: Path, card: float, vocabulary: int, window: int) -> d
                     found["longest prompt read, s"] = first.get("longest", 0.0) - asked["longest"]
                     # Twice as many tokens as there is room for, where that is not too much to read
                     room = int(found["way"].split(" tokens of KV")[0].split(", ")[-1].replace(",", ""))
-                    share = min(1000, 2 * room // profile.slots, profile.context_window // 2)
+                    share = min(600, 2 * room // profile.slots, profile.context_window // 2)
                     for number in range(profile.slots):
-                        add(f"r{number}", share, min(128, profile.context_window // 4), 10 + number)
+                        add(f"r{number}", share, min(64, profile.context_window // 4), 10 + number)
                     counted["from"], counted["tokens"] = time.perf_counter(), 0  # type: ignore[assignment]
                 elif not pending and not steps:
                     seconds = time.perf_counter() - counted["from"]

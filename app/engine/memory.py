@@ -12,14 +12,16 @@ PAGE_TOKENS = 256
 MOST_ROWS = 64
 # What a person needs to get any good of a model: a question, some reasoning and an answer
 _LEAST_TOKENS = 4096
-_TOKENS_A_ROW = 1024
+_TOKENS_A_ROW = 2048
 _PIECES = (8192, 4096, 2048, 1024)
-# Left to what grows beside us: the desktop, what the allocator cannot use of its blocks
+# Left to what grows beside us, the desktop for one
 LEFT_FREE = 5 * GIB // 8
 # Kernels that the driver loads when they are first called: not torch's, so it must stay away from that much
 DRIVER = 3 * GIB // 8
-# Recorded steps, and what they keep for themselves
-_GRAPHS = 3 * GIB // 8
+# Recorded steps, cuBLAS's workspaces, and what the allocator cannot use of its blocks
+_GRAPHS = 7 * GIB // 16
+# With more rows than these the recorded steps unpack matrices too, into memory of their own
+_ROWS_IN_FOUR_BITS = 4
 # Cards by the name they are sold under, and what CUDA finds of their memory
 CARDS_GIB = {"24 GB": 23.6, "32 GB": 31.4, "48 GB": 44.5, "80 GB": 79.2, "141 GB": 139.8}
 # The driver's own share of a card that a CUDA program runs on
@@ -53,7 +55,8 @@ class ModelShape:
         gathered = window * 4 * self.kv_heads * self.head_width * self.element_bytes
         # bitsandbytes unpacks one matrix at a time; the sampler holds the logits in 16 and, twice, in 32 bits
         unpacked = self.hidden * self.intermediate * self.element_bytes if self.is_four_bit else 0
-        return inner + gathered + unpacked + (rows + 1) * self.vocabulary * 12
+        in_graphs = unpacked if rows > _ROWS_IN_FOUR_BITS else 0
+        return inner + gathered + unpacked + in_graphs + (rows + 1) * self.vocabulary * 12
 
 
 @dataclass(frozen=True, slots=True)

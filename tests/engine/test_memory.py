@@ -31,7 +31,7 @@ def test_a_plan_never_gives_out_more_than_there_is(free: float, window: int) -> 
     assert found.kv_bytes == found.pages * PAGE_TOKENS * QWQ.token_bytes
     assert found.window <= min(window, found.kv_tokens)
     assert found.rows & (found.rows - 1) == 0
-    assert found.rows == 1 or found.rows * 1024 <= found.kv_tokens
+    assert found.rows == 1 or found.rows * 2048 <= found.kv_tokens
 
 
 def test_more_memory_is_never_worse() -> None:
@@ -44,14 +44,14 @@ def test_more_memory_is_never_worse() -> None:
 def test_a_card_of_24_gib_holds_12_thousand_tokens_and_stays_below_23() -> None:
     found = plan(QWQ, free_bytes=int(CARDS_GIB["24 GB"] * GIB) - GIB // 2, window=32768)
     assert found.kv_tokens >= 12_288
-    assert found.rows >= 8
+    assert found.rows >= 4
     assert GIB // 2 + found.weight_bytes + found.scratch_bytes + found.kv_bytes <= 23 * GIB
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ModelUnavailable) as refused:
         plan(QWQ, free_bytes=18 * GIB, window=32768, title="QwQ-32B")
-    assert "QwQ-32B needs 20.9 GiB" in refused.value.message
+    assert "QwQ-32B needs 21.0 GiB" in refused.value.message
     assert "18.0 GiB are free" in refused.value.message
     remedy = str(refused.value.details["remedy"])
     for card in ("24 GB", "32 GB", "48 GB", "80 GB", "141 GB"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
-from app.engine.batched import selftest
+from app.engine.batched import selftest, start
 from app.engine.batched.pace import FIRST_PIECE, MOST_STALL_S, Pace
 from app.engine.batched.start import CannotBatch, bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
 from app.engine.hosting import expected_plan, free_ram_bytes, why_not_batched
@@ -155,6 +155,29 @@ def test_pieces_are_as_long_as_others_can_wait() -> None:
     assert pace.piece == before
     pace.learn(pace.piece, 3.0)
     assert pace.piece == before // 2 // 64 * 64
+
+
+def test_one_slow_pass_changes_little() -> None:
+    took_s = {1: 0.076, 128: 0.085, 256: 0.09, 384: 0.098, 512: 0.105}
+    pace = Pace.of(took_s, 8192)
+    first = pace.piece
+    pace.learn(first, 0.145)
+    assert pace.piece >= 0.8 * first
+
+
+def test_what_there_is_no_memory_for_is_found_out_while_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_for(tiny_model(), PLAN)
+    extend = runner.extend
+
+    def greedy(pages: Any, ids: Any, start: int, *, row: int | None) -> Any:
+        if len(ids) > 192:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return extend(pages, ids, start, row=row)
+
+    monkeypatch.setattr(runner, "extend", greedy)
+    pace = start._warm_up(runner, PLAN, told)
+    assert pace.largest == 192
+    assert pace.piece <= 192
 
 
 def test_on_a_slow_computer_pieces_are_not_shorter_than_what_a_pass_costs_anyway() -> None:

@@ -77,7 +77,7 @@ class HostPages:
         self._free.clear()
         self._saved.clear()
         self.total = 0
-        if self._cache.keys and self._cache.keys[0].is_cuda:
+        if self._cache.keys and self._cache.keys[0].is_cuda and hasattr(torch.accelerator, "empty_host_cache"):
             torch.accelerator.empty_host_cache()
 
     def forget(self) -> None:

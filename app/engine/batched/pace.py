@@ -15,15 +15,21 @@ _ROUND = 64
 # A pass costs something however short the piece is, on slow computers more than others should wait: then pieces are as
 # long as makes it a quarter more
 _OVER_FLOOR = 1.25
+# How much the newest pass counts
+_NEW = 0.25
 
 
 @dataclass(slots=True)
 class Pace:
-    """Learns from each pass. `floor_s` is what a pass takes with next to nothing of a prompt in it."""
+    """Learns from each pass. `floor_s` is what a pass takes with next to nothing of a prompt in it.
+
+    `cost_s` is what a token of a prompt adds to that, on the whole: 0 while nothing is known.
+    """
 
     piece: int = FIRST_PIECE
     floor_s: float = 0.0
     largest: int = 8192
+    cost_s: float = 0.0
 
     @classmethod
     def of(cls, took_s: Mapping[int, float], largest: int) -> "Pace":
@@ -34,6 +40,8 @@ class Pace:
         found = cls(min(FIRST_PIECE, largest), floor_s, largest)
         fitting = [size for size, seconds in took_s.items() if seconds <= 0.9 * found.most_s and size <= largest]
         found.piece = min(largest, max([_LEAST_PIECE, *fitting]))
+        longest = max(took_s)
+        found.cost_s = max(0.0, (took_s[longest] - floor_s) / longest)
         return found
 
     @property
@@ -47,7 +55,8 @@ class Pace:
             return
         base_s = min(self.floor_s, 0.9 * took_s)
         cost_s = (took_s - base_s) / tokens
-        wanted = min(int((self.most_s - base_s) / cost_s), self.piece * 3 // 2, self.largest)
-        # One slow pass must not shrink all that follow
+        # The first pass after a while is slow, whatever is in it: one must not shrink all that follow
+        self.cost_s = cost_s if not self.cost_s else self.cost_s + _NEW * (cost_s - self.cost_s)
+        wanted = min(int((self.most_s - base_s) / self.cost_s), self.piece * 3 // 2, self.largest)
         wanted = max(wanted, self.piece // 2, min(_LEAST_PIECE, self.largest))
         self.piece = max(1, wanted // _ROUND * _ROUND) if wanted >= _ROUND else wanted

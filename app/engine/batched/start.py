@@ -164,16 +164,26 @@ def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
     sizes = [size for size in _WARM_PIECES if size <= most]
     took_s: dict[int, float] = {}
     selftest.set_rows(runner, plan.rows)
+    largest = plan.largest_piece
     for number, size in enumerate(sizes):
         ids = [number % runner.vocabulary] * size
-        runner.extend(pages, ids, 0, row=0)
-        if runner.is_joined and max(took_s.values(), default=0.0) < _LONGEST_JOINED_S:
-            took_s[size] = max(_joined_s(runner, rows, pages, ids) for rows in (1, plan.rows))
+        try:
+            runner.extend(pages, ids, 0, row=0)
+            if runner.is_joined and max(took_s.values(), default=0.0) < _LONGEST_JOINED_S:
+                took_s[size] = max(_joined_s(runner, rows, pages, ids) for rows in (1, plan.rows))
+        except torch.OutOfMemoryError:
+            if number == 0:
+                raise
+            largest = sizes[number - 1]
+            _log.warning("there is no room for pieces of %d tokens; %d is the longest", size, largest)
+            break
         tell("Warming up", (number + 1) / len(sizes))
+    if runner.device.type == "cuda":
+        torch.cuda.empty_cache()
     runner.wait()
     shown = ", ".join(f"{size}: {1e3 * seconds:.0f}" for size, seconds in took_s.items())
     _log.info("ms of a pass with %d rows and so many tokens of a prompt: %s", plan.rows, shown)
-    return Pace.of(took_s, plan.largest_piece)
+    return Pace.of(took_s, largest)
 
 
 def _joined_s(runner: Runner, rows: int, pages: list[int], ids: list[int]) -> float:
