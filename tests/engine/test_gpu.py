@@ -100,10 +100,24 @@ def test_grouped_heads_need_no_copies_of_keys_and_values() -> None:
     torch.testing.assert_close(plain, grouped, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("tokens", [1, 150, 2000])
+def test_unpacking_by_ourselves_gives_what_bitsandbytes_gives(tokens: int) -> None:
+    from app.engine.batched.unpack import unpacked_layers
+
+    found = unpacked_layers(made())
+    assert len(found) == 2 * 7
+    for layer, unpacked in found.items():
+        told = torch.randn(tokens, layer.in_features, dtype=torch.bfloat16, device="cuda")
+        # More than 1,536 tokens are unpacked by bitsandbytes too
+        exact = {"atol": 0.0, "rtol": 0.0} if tokens > 1536 else {"atol": 0.02, "rtol": 0.02}
+        torch.testing.assert_close(unpacked(told), layer(told), **exact)
+
+
 def test_every_quick_way_passes_its_own_test() -> None:
     desk = Desk()
     assert desk.ready.taken_back == []
     assert "CUDA graphs, fused kernels, paged attention in Triton" in desk.ready.way
+    assert desk.runner.is_unpacking
     desk.add("one", prompt_of(1, 300), 100)
     assert desk.read()["one"].reason == "length"
     desk.engine.close()
@@ -118,6 +132,17 @@ def test_a_kernel_that_computes_something_else_is_taken_back(monkeypatch: pytest
     assert any("attention kernel is off" in sentence for sentence in desk.ready.taken_back)
     desk.add("one", prompt_of(1, 300), 20)
     assert desk.read()["one"].reason == "length"
+    desk.engine.close()
+
+
+def test_unpacking_that_gives_something_else_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.batched.unpack import UnpackedLinear
+
+    right = UnpackedLinear.__call__
+    monkeypatch.setattr(UnpackedLinear, "__call__", lambda self, told: right(self, told).flip(0))
+    desk = Desk()
+    assert any("unpacking matrices by ourselves is off" in sentence for sentence in desk.ready.taken_back)
+    assert desk.runner.is_joined
     desk.engine.close()
 
 

@@ -3,6 +3,7 @@
 Knows Llama, Mistral and Qwen2 of transformers; others take the model's own forward.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,21 @@ def is_known(model: PreTrainedModel) -> bool:
     return type(model).__name__ in _KNOWN and is_plain and window is None
 
 
-def fused_hidden(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor, step: Step) -> torch.Tensor:
-    """The normed hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
+def fused_hidden(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    places: torch.Tensor,
+    step: Step,
+    quicker: Mapping[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]],
+) -> torch.Tensor:
+    """The normed hidden states of a pass: ids and places (tokens,), the result (tokens, hidden).
+
+    `quicker` has what is called instead of a linear layer, where there is something.
+    """
     from app.engine.batched.kernels import add_norm, rotate_and_write, silu_mul
+
+    def by(layer: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        return quicker.get(layer, layer)
 
     base: Any = model.base_model
     hidden = base.embed_tokens(ids)
@@ -34,14 +47,14 @@ def fused_hidden(model: PreTrainedModel, ids: torch.Tensor, places: torch.Tensor
     for number, layer in enumerate(layers):
         attention, mlp = layer.self_attn, layer.mlp
         keys, values = step.cache.keys[number], step.cache.values[number]
-        query = attention.q_proj(normed).view(len(ids), -1, width)
+        query = by(attention.q_proj)(normed).view(len(ids), -1, width)
         rotate_and_write(
-            query, attention.k_proj(normed), attention.v_proj(normed), cosines, sines, step.slots, keys, values
+            query, by(attention.k_proj)(normed), by(attention.v_proj)(normed), cosines, sines, step.slots, keys, values
         )
         gathered = seen(query, keys, values, step, attention.scaling)
         norm = layer.post_attention_layernorm
-        normed = add_norm(hidden, attention.o_proj(gathered.flatten(1)), norm.weight, norm.variance_epsilon)
-        inner = mlp.down_proj(silu_mul(mlp.gate_proj(normed), mlp.up_proj(normed)))
+        normed = add_norm(hidden, by(attention.o_proj)(gathered.flatten(1)), norm.weight, norm.variance_epsilon)
+        inner = by(mlp.down_proj)(silu_mul(by(mlp.gate_proj)(normed), by(mlp.up_proj)(normed)))
         norm = layers[number + 1].input_layernorm if number + 1 < len(layers) else base.norm
         normed = add_norm(hidden, inner, norm.weight, norm.variance_epsilon)
     return normed

@@ -21,9 +21,10 @@ _NEW = 0.25
 
 @dataclass(slots=True)
 class Pace:
-    """Learns from each pass. `floor_s` is what a pass takes with next to nothing of a prompt in it.
+    """Learns from each pass what a pass takes with nothing of a prompt in it (`floor_s`).
 
-    `cost_s` is what a token of a prompt adds to that, on the whole: 0 while nothing is known.
+    What a token of a prompt adds (`cost_s`) is the GPU's and hardly changes: it is measured while warming up, or taken
+    from the first pass. What else there is to wait for, such as a processor that others use too, is in the floor.
     """
 
     piece: int = FIRST_PIECE
@@ -33,15 +34,12 @@ class Pace:
 
     @classmethod
     def of(cls, took_s: Mapping[int, float], largest: int) -> "Pace":
-        """From measured passes: seconds by tokens of a piece. The longest piece that is short enough comes first."""
-        if not took_s:
-            return cls(largest=largest)
-        floor_s = min(took_s.values())
-        found = cls(min(FIRST_PIECE, largest), floor_s, largest)
-        fitting = [size for size, seconds in took_s.items() if seconds <= 0.9 * found.most_s and size <= largest]
-        found.piece = min(largest, max([_LEAST_PIECE, *fitting]))
-        longest = max(took_s)
-        found.cost_s = max(0.0, (took_s[longest] - floor_s) / longest)
+        """From measured passes: seconds by tokens of a piece."""
+        found = cls(min(FIRST_PIECE, largest), largest=largest)
+        if len(took_s) > 1:
+            longest, found.floor_s = max(took_s), min(took_s.values())
+            found.cost_s = (took_s[longest] - found.floor_s) / longest
+            found._choose()
         return found
 
     @property
@@ -50,13 +48,15 @@ class Pace:
         return max(MOST_STALL_S, _OVER_FLOOR * self.floor_s)
 
     def learn(self, tokens: int, took_s: float) -> None:
-        """A pass with so many tokens of a prompt took so long. Short ones, such as a prompt's last, tell nothing."""
-        if tokens < self.piece:
-            return
-        base_s = min(self.floor_s, 0.9 * took_s)
-        cost_s = (took_s - base_s) / tokens
-        # The first pass after a while is slow, whatever is in it: one must not shrink all that follow
-        self.cost_s = cost_s if not self.cost_s else self.cost_s + _NEW * (cost_s - self.cost_s)
-        wanted = min(int((self.most_s - base_s) / self.cost_s), self.piece * 3 // 2, self.largest)
-        wanted = max(wanted, self.piece // 2, min(_LEAST_PIECE, self.largest))
-        self.piece = max(1, wanted // _ROUND * _ROUND) if wanted >= _ROUND else wanted
+        """A pass with so many tokens of a prompt took so long."""
+        if not self.cost_s:
+            self.cost_s = took_s / tokens / 2
+            self.floor_s = took_s / 2
+        self.floor_s += _NEW * (took_s - self.cost_s * tokens - self.floor_s)
+        self.floor_s = max(0.0, self.floor_s)
+        self._choose()
+
+    def _choose(self) -> None:
+        wanted = int((self.most_s - self.floor_s) / self.cost_s) if self.cost_s > 0 else self.largest
+        wanted = min(max(wanted // _ROUND * _ROUND, _LEAST_PIECE), self.largest)
+        self.piece = max(1, wanted)

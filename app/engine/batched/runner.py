@@ -19,6 +19,7 @@ from app.engine.batched import attention
 from app.engine.batched.attention import PagedCache, Step
 from app.engine.batched.fused import fused_hidden, is_known
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
+from app.engine.batched.unpack import MANY, unpacked_layers
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Runner:
         self.has_kernels = has_kernels
         self.is_fused = has_kernels and is_known(model)
         self.is_joined = True
+        self._unpacked = unpacked_layers(model) if self.is_fused else {}
+        self.is_unpacking = bool(self._unpacked)
         self._block_table = torch.zeros(
             (rows, -(-context_window // page_tokens)), dtype=torch.int32, device=self.device
         )
@@ -222,9 +225,10 @@ class Runner:
         return logits.float()
 
     @torch.inference_mode()
-    def both_logits(self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int) -> torch.Tensor:
-        """The logits behind a piece's tokens and then the rows' of a `decode_and_extend`; for comparing."""
-        return self._logits(self._both(rows, pages, ids, start)[1]).float()
+    def both_logits(self, rows: int, pages: Sequence[int], ids: Sequence[int], last: int) -> torch.Tensor:
+        """The logits behind the last tokens of a prompt read at once, and the rows'; for comparing."""
+        hidden = self._both(rows, pages, ids, 0)[1]
+        return self._logits(hidden[len(ids) - last :]).float()
 
     @torch.inference_mode()
     def decode_logits(self, rows: int) -> torch.Tensor:
@@ -266,7 +270,8 @@ class Runner:
     def _hidden(self, ids: torch.Tensor, places: torch.Tensor, step: Step, *, is_fused: bool = False) -> torch.Tensor:
         """The hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
         if is_fused:
-            return fused_hidden(self.model, ids, places, step)
+            quicker = self._unpacked if self.is_unpacking and len(ids) >= MANY else {}
+            return fused_hidden(self.model, ids, places, step, quicker)
         out = self.model.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False, step=step)
         hidden: torch.Tensor = out.last_hidden_state
         return hidden[0]
@@ -327,6 +332,7 @@ class Runner:
         self._hooks.clear()
         self.model.config._attn_implementation = "sdpa"
         self._graphs.clear()
+        self._unpacked.clear()
         self.cache.keys.clear()
         self.cache.values.clear()
         if self.device.type == "cuda":

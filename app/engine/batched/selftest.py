@@ -14,6 +14,7 @@ import torch
 
 from app.engine.base import Sampling
 from app.engine.batched.runner import Runner
+from app.engine.batched.unpack import MANY
 
 # Tokens that are compared, behind more than a page of others, so that pages, blocks and splits all have a part in it
 _TOKENS = 8
@@ -58,7 +59,7 @@ class _Told:
 
 def _told(runner: Runner, rows: int) -> _Told:
     generator = torch.Generator().manual_seed(rows)
-    before = min(runner.page_tokens + _OVER_A_PAGE, runner.context_tokens - _TOKENS - 1)
+    before = min(max(runner.page_tokens, MANY) + _OVER_A_PAGE, runner.context_tokens - _TOKENS - 1)
     pages = -(-(before + _TOKENS + 1) // runner.page_tokens)
     rows = max(1, min(rows, runner.rows + 1, (runner.cache.keys[0].shape[0] - 1) // pages))
     prompts = torch.randint(0, runner.vocabulary, (rows, before + _TOKENS), generator=generator).tolist()
@@ -88,16 +89,15 @@ def against_reading(runner: Runner, rows: int, rounding: float = math.inf) -> Co
 
 @torch.inference_mode()
 def joined_against_reading(runner: Runner, rows: int, rounding: float = math.inf) -> Comparison:
-    """Compare a pass of a piece and several rows with reading the same tokens at once; the rest as above."""
+    """Compare a pass of a prompt and several rows with reading the same tokens at once; the rest as above."""
     told = _told(runner, rows + 1)
     *others, (last_table, last_prompt) = zip(told.tables, told.prompts, strict=True)
     plain = [runner.logits_of(last_table, last_prompt, _TOKENS)]
     plain += [runner.logits_of(table, prompt, _TOKENS)[:1] for table, prompt in others]
-    runner.extend(last_table, last_prompt[: told.before], 0, row=None)
     for row, (table, prompt) in enumerate(others):
         runner.extend(table, prompt[: told.before], 0, row=None)
         _stand(runner, row, table, prompt[told.before], told.before)
-    joined = runner.both_logits(len(others), last_table, last_prompt[told.before :], told.before)
+    joined = runner.both_logits(len(others), last_table, last_prompt, _TOKENS)
     return compared(torch.cat(plain), joined, rounding)
 
 
@@ -175,7 +175,12 @@ def choose(runner: Runner) -> list[str]:
         if problem:
             setattr(runner, name, False)
             taken_back.append(f"{way} is off: {problem}")
-    problem = _problem(runner, {_ROWS[0]: plain[_ROWS[0]]}, joined_against_reading)
+    of_several = {_ROWS[0]: plain[_ROWS[0]]}
+    problem = _problem(runner, of_several, joined_against_reading)
+    if problem and runner.is_unpacking:
+        runner.is_unpacking = False
+        taken_back.append(f"unpacking matrices by ourselves is off: {problem}")
+        problem = _problem(runner, of_several, joined_against_reading)
     if problem:
         runner.is_joined = False
         taken_back.append(f"reading and writing in one pass is off: {problem}")
