@@ -1,6 +1,8 @@
 # docker build -t ponder . && docker run --gpus all -p 7860:7860 -v ponder:/data ponder
 FROM python:3.12-slim
 
+# Triton compiles its kernels' launchers with it
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 ponder && mkdir /data && chown ponder /data
 WORKDIR /home/ponder/app
 

@@ -252,8 +252,8 @@ def length_of_prefill(is_tiny: bool) -> int:
     return 512 if is_tiny else 8192
 
 
-def late_prompt(desk: Desk, tokens: int, say: Callable[[str, object], None]) -> None:
-    """What a prompt that comes while all the others write waits for, and what they wait for meanwhile."""
+def late_prompt(desk: Desk, tokens: int, say: Callable[[str, object], None]) -> tuple[float, float]:
+    """Milliseconds that a prompt which comes while the others write waits for its first token, and they for a token."""
     passes: list[str] = []
     both, alone = desk.runner.decode_and_extend, desk.runner.decode
 
@@ -286,9 +286,8 @@ def late_prompt(desk: Desk, tokens: int, say: Callable[[str, object], None]) -> 
         elif event.request_id == "late":
             break
     desk.runner.decode_and_extend, desk.runner.decode = both, alone  # type: ignore[method-assign]
-    say(f"first token of a {tokens:,}-token prompt while 31 write, ms", 1e3 * (moments[0] - began))
-    say(f"longest gap of the 31 meanwhile, {tokens:,} tokens, ms", 1e3 * max(gaps.values()))
-    say(f"passes of it, {tokens:,} tokens, tokens+rows: ms", ", ".join(passes[:24]))
+    say(f"passes of a late prompt of {tokens:,} tokens, tokens+rows: ms", ", ".join(passes[:24]))
+    return 1e3 * (moments[0] - began), 1e3 * max(gaps.values())
 
 
 def stopped(desk: Desk, name: str) -> int:
@@ -320,7 +319,7 @@ ASKED: list[tuple[str, str, str]] = [
     ("GPU time of a step, 1 rows at 1k, all but the NF4 layers, ms", "<= 3.5", ""),
     ("GPU time of a step, 32 rows at 1k, all but the NF4 layers, ms", "<= 6", ""),
     ("prefill of 8,192 in pieces of 8,192, tok/s", ">= 7,000", ""),
-    ("first token of a 1,024-token prompt while 31 write, ms", "<= 600", ""),
+    ("first token of a 1,024-token prompt while 31 write, worst of 3, ms", "<= 600", ""),
     ("longest gap of the 31 meanwhile, 1,024 tokens, ms", "<= 150", ""),
     ("tokens of a stopped stream after the stop", "<= 1", ""),
     ("self-test, capture and warm-up, s", "<= 60", ""),
@@ -452,8 +451,10 @@ def main() -> None:
     writing: set[str] = set()
     while len(writing) < 31:
         writing.add(desk.given.get(timeout=300)[1].request_id)
-    for tokens in (1024, 1024, 6000) if not given.tiny else (256,):
-        late_prompt(desk, tokens, say)
+    for tokens in (1024, 6000) if not given.tiny else (256,):
+        tries = [late_prompt(desk, tokens, say) for _ in range(3 if tokens == 1024 else 1)]
+        say(f"first token of a {tokens:,}-token prompt while 31 write, worst of {len(tries)}, ms", max(tries)[0])
+        say(f"longest gap of the 31 meanwhile, {tokens:,} tokens, ms", max(gap for _, gap in tries))
     say("tokens of a stopped stream after the stop", stopped(desk, next(iter(writing))))
     desk.engine.close()
     say("peak memory, GiB", torch.cuda.max_memory_allocated() / 2**30 if IS_CUDA else 0.0)

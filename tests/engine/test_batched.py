@@ -294,6 +294,20 @@ def test_text_comes_with_its_tokens(desk: Desk) -> None:
     assert desk.texts["r"]
 
 
+def test_each_token_comes_with_its_own_log_probability(desk: Desk) -> None:
+    prompt = prompt_of(1, 50)
+    desk.add("r", prompt, Sampling(temperature=2.0, seed=1), 20)
+    ids: list[int] = []
+    logprobs: list[float] = []
+    while not isinstance(event := desk.given.get(timeout=WAIT_S), Finished):
+        ids += event.token_ids
+        logprobs += event.logprobs
+    with torch.inference_mode():
+        logits = tiny_model()(torch.tensor([[*prompt, *ids]])).logits[0]
+    wanted = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(logprobs), wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_who_reads_beside_those_who_write_shares_their_passes(
     desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

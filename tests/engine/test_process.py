@@ -284,15 +284,18 @@ def test_a_process_that_dies_while_it_prepares_for_many_is_followed_by_one_that_
     talk(tiny, body)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_that_come_to_all_processes_do_not_end_the_model_before_its_app(
-    tiny: Settings, number: signal.Signals
-) -> None:
+def test_without_a_gpu_it_writes_for_one_and_does_not_end_before_its_app(tiny: Settings) -> None:
+    """A terminal and systemd send their signals to all processes at once."""
+
     async def body(there: Talk) -> None:
         await there.ready()
-        pid = there.engine.pid
+        profile, pid = there.engine.profile, there.engine.pid
+        assert profile is not None
         assert pid is not None
-        os.kill(pid, number)
+        assert profile.slots == 1
+        assert "no CUDA GPU" in there.engine.status.way
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
         there.add("next", 5)
         await there.until(lambda: "next" in there.finished)
         assert there.finished["next"].reason in ("length", "stop")
@@ -355,21 +358,11 @@ def test_many_are_written_at_once_by_the_batched_engine_and_the_way_is_told(tiny
             there.add(f"r{number}", 40)
         await there.until(lambda: len(there.finished) == 10)
         assert {one.reason for one in there.finished.values()} <= {"length", "stop"}
+        assert all(len(delta.logprobs) == len(delta.token_ids) for delta in there.deltas)
         first = [delta.request_id for delta in there.deltas]
         assert first.index("r9") < len(first) - 1 - first[::-1].index("r0")
 
     talk(tiny.model_copy(update={"engine": "batched"}), body)
-
-
-def test_without_a_gpu_one_at_a_time_is_the_way(tiny: Settings) -> None:
-    async def body(there: Talk) -> None:
-        await there.ready()
-        profile = there.engine.profile
-        assert profile is not None
-        assert profile.slots == 1
-        assert "no CUDA GPU" in there.engine.status.way
-
-    talk(tiny, body)
 
 
 _APP = """

@@ -1,3 +1,6 @@
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +144,24 @@ def test_a_model_with_tied_embeddings_and_no_groups_is_planned_too() -> None:
 
 def test_this_machine_has_some_memory() -> None:
     assert free_ram_bytes() > 1 << 26
+
+
+def test_what_triton_lacks_is_said_with_the_command_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "find_spec", lambda _: None)
+    assert "not installed" in start.why_no_kernels()
+    monkeypatch.setattr(start, "find_spec", lambda _: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert start.why_no_kernels() == ""
+    (tmp_path / "Python.h").unlink()
+    assert "apt-get install gcc python3-dev" in start.why_no_kernels()
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert "apt-get install gcc python3-dev" in start.why_no_kernels()
 
 
 def test_pieces_are_as_long_as_others_can_wait() -> None:

@@ -5,9 +5,14 @@ take: `CannotBatch` says that this model is to be written by `generate`, one req
 """
 
 import logging
+import os
+import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -98,7 +103,7 @@ def runner_for(model: PreTrainedModel, plan: MemoryPlan) -> Runner:
         pages=plan.pages,
         page_tokens=plan.page_tokens,
         context_window=plan.window,
-        has_kernels=model.device.type == "cuda" and _has_triton(),
+        has_kernels=model.device.type == "cuda" and not why_no_kernels(),
     )
 
 
@@ -126,7 +131,10 @@ def _made_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     if problem:
         raise CannotBatch(problem)
     tell("Testing the engine", 0.5)
-    taken_back = selftest.choose(runner)
+    taken_back = []
+    if runner.device.type == "cuda" and (why := why_no_kernels()):
+        taken_back.append(f"the attention kernel is off: {why}")
+    taken_back += selftest.choose(runner)
     has_graphs = False
     pace = Pace(largest=plan.largest_piece)
     if runner.device.type == "cuda":
@@ -178,8 +186,6 @@ def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
             _log.warning("there is no room for pieces of %d tokens; %d is the longest", size, largest)
             break
         tell("Warming up", (number + 1) / len(sizes))
-    if runner.device.type == "cuda":
-        torch.cuda.empty_cache()
     runner.wait()
     shown = ", ".join(f"{size}: {1e3 * seconds:.0f}" for size, seconds in took_s.items())
     _log.info("ms of a pass with %d rows and so many tokens of a prompt: %s", plan.rows, shown)
@@ -209,9 +215,11 @@ def _way_of(runner: Runner, plan: MemoryPlan, has_graphs: bool, taken_back: list
     )
 
 
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def why_no_kernels() -> str:
+    """What Triton lacks here to compile our kernels, and what to do; empty for nothing."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; torch for CUDA on Linux brings it"
+    has_headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")) or not has_headers:
+        return "Triton needs a C compiler and Python's headers: apt-get install gcc python3-dev"
+    return ""
