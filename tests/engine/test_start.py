@@ -155,7 +155,7 @@ def test_what_triton_lacks_is_said_with_the_command_that_brings_it(
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name == "gcc" else None)
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
     assert start.why_no_kernels() == ""
     (tmp_path / "Python.h").unlink()
     assert "apt-get install gcc python3-dev" in start.why_no_kernels()

@@ -103,7 +103,7 @@ def runner_for(model: PreTrainedModel, plan: MemoryPlan) -> Runner:
         pages=plan.pages,
         page_tokens=plan.page_tokens,
         context_window=plan.window,
-        has_kernels=model.device.type == "cuda" and not why_no_kernels(),
+        has_kernels=model.device.type == "cuda" and find_spec("triton") is not None,
     )
 
 
@@ -131,10 +131,9 @@ def _made_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     if problem:
         raise CannotBatch(problem)
     tell("Testing the engine", 0.5)
-    taken_back = []
-    if runner.device.type == "cuda" and (why := why_no_kernels()):
-        taken_back.append(f"the attention kernel is off: {why}")
-    taken_back += selftest.choose(runner)
+    taken_back = selftest.choose(runner)
+    if runner.device.type == "cuda" and not runner.has_kernels and (why := why_no_kernels()):
+        taken_back.append(why)
     has_graphs = False
     pace = Pace(largest=plan.largest_piece)
     if runner.device.type == "cuda":
@@ -216,10 +215,10 @@ def _way_of(runner: Runner, plan: MemoryPlan, has_graphs: bool, taken_back: list
 
 
 def why_no_kernels() -> str:
-    """What Triton lacks here to compile our kernels, and what to do; empty for nothing."""
+    """What Triton may lack here to compile our kernels, and what to do; empty for nothing."""
     if find_spec("triton") is None:
         return "Triton is not installed; torch for CUDA on Linux brings it"
-    has_headers = (Path(sysconfig.get_paths()["include"]) / "Python.h").exists()
+    has_headers = (Path(sysconfig.get_paths("posix_prefix")["include"]) / "Python.h").exists()
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")) or not has_headers:
         return "Triton needs a C compiler and Python's headers: apt-get install gcc python3-dev"
     return ""
