@@ -58,6 +58,7 @@ class Worker:
         self._told = told
         self._status = EngineStatus("starting", "Starting the model process")
         self._profile: ModelProfile | None = None
+        self._note = ""
         self._encoder: PromptEncoder | None = None
         self._engine: LocalEngine | BatchedEngine | None = None
         self._loop = asyncio.new_event_loop()
@@ -183,8 +184,7 @@ class Worker:
         loading.require_same_vocabulary(source, tokenizer, config)
         encoder = PromptEncoder(tokenizer)
         reason = hosting.why_not_batched(config, told.engine)
-        if told.model == "auto" and spec.is_demo:
-            reason = f"{reason or 'batched'}. {hosting.why_demo(free_gib)}"
+        self._note = f". {hosting.why_demo(free_gib)}" if told.model == "auto" and spec.is_demo else ""
         window = told.max_context_tokens
         self._profile = loading.profile_of(spec, tokenizer, encoder, config, window)
         if not reason:
@@ -209,7 +209,6 @@ class Worker:
         assert self._profile is not None
         self._profile = replace(self._profile, slots=1)
         self._engine = LocalEngine(model, tokenizer, self._collect, lambda: os._exit(EXIT_GPU_LOST))
-        _end_as_lost()
         self._tell_ready(f"one request at a time, by transformers' generate: {reason}")
 
     def _write_together(
@@ -240,7 +239,6 @@ class Worker:
                 runner.give_back()
                 self._write_alone(model, tokenizer, f"the self-test failed: {error}")
                 return Pace()
-            _end_as_lost()
             self._tell_ready(ready.way)
             return ready.pace
 
@@ -257,6 +255,8 @@ class Worker:
 
     def _tell_ready(self, way: str) -> None:
         assert self._profile is not None
+        _end_as_lost()
+        way += self._note
         _log.info("%s is ready: %s", self._profile.title, way)
         self._tell_status(EngineStatus("ready", way=way))
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Conf
 from app.engine.batched import selftest, start
 from app.engine.batched.pace import FIRST_PIECE, MOST_STALL_S, Pace
 from app.engine.batched.start import CannotBatch, bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
-from app.engine.hosting import expected_plan, free_ram_bytes, why_not_batched
+from app.engine.hosting import expected_plan, free_ram_bytes, why_demo, why_not_batched
 from app.engine.loading import empty_model
 from app.engine.memory import MemoryPlan
 from app.engine.profiles import QWQ
@@ -140,6 +140,15 @@ def test_a_model_with_tied_embeddings_and_no_groups_is_planned_too() -> None:
     )
     shape = shape_of(LlamaForCausalLM(config))
     assert (shape.kv_heads, shape.element_bytes, shape.is_four_bit) == (4, 4, False)
+
+
+def test_why_auto_is_the_demo_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert why_demo(0.0) == "QwQ-32B needs a CUDA GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert why_demo(8.0) == "QwQ-32B needs 21 GiB of free GPU memory and 8.0 GiB are free"
+    # Why it is the demo model says nothing of how that is written
+    assert why_not_batched(LlamaConfig(), "auto") == ""
 
 
 def test_this_machine_has_some_memory() -> None:
