@@ -253,3 +253,8 @@ class StorageFailed(PonderError):
 
     def __init__(self, message: str, **details: str | int) -> None:
         super().__init__(message, **{"retry_after_s": 5, **details})
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in a line that fits a sentence; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,6 +1,7 @@
 """What this machine gives a model: the GPU's memory, RAM for pages of KV cache, and with them which engine it is."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from app.engine.batched.start import bytes_in_four_bits, shape_of, unsuitable
 from app.engine.loading import empty_model, has_gpu, used_gpu_gib, why_no_gpu
 from app.engine.memory import DRIVER, GIB, LEFT_FREE, MemoryPlan, capped, plan
 from app.engine.profiles import QWQ, ModelSpec
-from app.errors import BadSetting, ModelUnavailable
+from app.errors import BadSetting, ModelUnavailable, first_line
 
 # For the batched engine on a CPU, where memory is the computer's own
 _CPU_BYTES = 3 * GIB
@@ -66,7 +67,7 @@ def why_demo(free_gib: float) -> str:
 
 def explained(error: Exception) -> ModelUnavailable:
     """What went wrong while loading, as a sentence with a remedy, where no better one was found on the way."""
-    said = (str(error) or type(error).__name__).splitlines()[0][:300]
+    said = first_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         used, whole = used_gpu_gib()
         return ModelUnavailable(
@@ -111,7 +112,7 @@ def plan_for(spec: ModelSpec, model: PreTrainedModel, window: int, cap_gib: floa
     if model.device.type != "cuda":
         return plan(shape, free_bytes=_CPU_BYTES + shape.weight_bytes, window=window, title=spec.title)
     torch.cuda.empty_cache()
-    shape = shape_of(model, weight_bytes=torch.cuda.memory_reserved())
+    shape = replace(shape, weight_bytes=torch.cuda.memory_reserved())
     cap_gpu(cap_gib, LEFT_FREE + DRIVER)
     return plan(shape, free_bytes=free_gpu_bytes(cap_gib) + shape.weight_bytes, window=window, title=spec.title)
 

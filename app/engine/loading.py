@@ -29,7 +29,7 @@ from app.engine.base import ModelProfile, ReasoningFormat
 from app.engine.checkpoint_files import check_folder, lacking, require_tensors, weight_files
 from app.engine.profiles import CLOSE_TOKEN, TAGS, ModelSpec
 from app.engine.prompts import PromptEncoder
-from app.errors import ModelUnavailable
+from app.errors import ModelUnavailable, first_line
 
 # What is being done, and how far it is, 0 to 1
 Tell = Callable[[str, float | None], None]
@@ -52,7 +52,7 @@ def why_no_gpu() -> tuple[str, str]:
     try:
         torch.cuda.init()
     except Exception as error:
-        said = _first_line(error)
+        said = first_line(error)
     else:
         said = ""
     if old := re.search(r"too old \(found version (\d+)\)", said):
@@ -204,6 +204,12 @@ def empty_model(config: PretrainedConfig, dtype: torch.dtype = torch.float32) ->
             copy.deepcopy(config), dtype=dtype, trust_remote_code=False
         )
     return model
+
+
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The model's decoder layers, by the name that transformers' causal models share; else the model as one."""
+    layers = getattr(model.base_model, "layers", None)
+    return list(layers) if layers is not None else [model]
 
 
 def _resolved(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, encoder: PromptEncoder) -> ReasoningFormat:
@@ -389,7 +395,7 @@ class _explained:
             ) from error
         if isinstance(error, HfHubHTTPError | OSError):
             raise ModelUnavailable(
-                f"{self._source} could not be read: {_first_line(error)}",
+                f"{self._source} could not be read: {first_line(error)}",
                 remedy=(
                     "For a Hub id, check the name, the network and, for gated models, HF_TOKEN; a folder with the "
                     "model works without network (PONDER_MODEL=/path/to/folder)."
@@ -397,10 +403,6 @@ class _explained:
             ) from error
         if isinstance(error, SafetensorError | RuntimeError | ValueError | KeyError):
             raise ModelUnavailable(
-                f"{self._source} cannot be loaded: {_first_line(error)}",
+                f"{self._source} cannot be loaded: {first_line(error)}",
                 remedy="Check that its files belong together and are whole.",
             ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

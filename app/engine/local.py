@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from app.engine.base import Delta, Finished, FinishReason, Request, Sampling, Usage
+from app.engine.loading import decoder_layers
 from app.engine.streamer import TokenStreamer
 
 # Bounds what a long prompt holds in memory at once, and how much a GPU has queued when a cancel comes
@@ -82,7 +83,7 @@ class LocalEngine:
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         # Whatever a checkpoint's own generation_config says must not leak into a request
         model.generation_config = GenerationConfig()
-        for layer in _layers(model):
+        for layer in decoder_layers(model):
             layer.register_forward_pre_hook(self._before_layer)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -274,9 +275,3 @@ def _generation_config(request: Request) -> GenerationConfig:
         prefill_chunk_size=_PREFILL_TOKENS,
         **drawn,
     )
-
-
-def _layers(model: PreTrainedModel) -> Sequence[torch.nn.Module]:
-    """The model's decoder layers, by the name that transformers' causal models share."""
-    layers = getattr(model.base_model, "layers", None)
-    return list(layers) if layers is not None else [model]

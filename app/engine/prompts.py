@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from app.engine.base import Message
-from app.errors import ModelUnavailable
+from app.errors import ModelUnavailable, first_line
 
 
 class PromptEncoder:
@@ -37,10 +37,9 @@ class PromptEncoder:
         try:
             self.generation_prompt()
         except Exception as error:
-            said = (str(error) or "no word").splitlines()[0]
             raise ModelUnavailable(
                 f"The chat template of {tokenizer.name_or_path} (chat_template.jinja, or in tokenizer_config.json) "
-                f"cannot be used: {type(error).__name__}: {said}.",
+                f"cannot be used: {type(error).__name__}: {first_line(error)}.",
                 remedy="Download or copy the model's files again, then start Ponder again.",
             ) from error
 

@@ -51,6 +51,11 @@ class _Sequence:
         return [*self.tokens, *more] if has_penalty(self.request.sampling) else []
 
     @property
+    def usage(self) -> Usage:
+        """What it has come to so far."""
+        return Usage(len(self.request.prompt), self.written, max(0, self.cached_tokens))
+
+    @property
     def written(self) -> int:
         """How many tokens it has written."""
         return len(self.tokens) - len(self.request.prompt)
@@ -137,8 +142,7 @@ class BatchedEngine:
     def _lose(self, problem: str, *, is_gpu: bool) -> None:
         """All is lost, and nothing may touch the GPU any more."""
         for sequence in self._everybody():
-            usage = Usage(len(sequence.request.prompt), sequence.written, max(0, sequence.cached_tokens))
-            self._give(Finished(sequence.request.id, "failed", usage, problem))
+            self._give(Finished(sequence.request.id, "failed", sequence.usage, problem))
         self._writing.clear()
         self._reading.clear()
         self._waiting.clear()
@@ -402,8 +406,7 @@ class BatchedEngine:
 
     def _end(self, sequence: _Sequence, reason: FinishReason, problem: str = "") -> None:
         self._leave(sequence)
-        usage = Usage(len(sequence.request.prompt), sequence.written, max(0, sequence.cached_tokens))
-        self._give(Finished(sequence.request.id, reason, usage, problem))
+        self._give(Finished(sequence.request.id, reason, sequence.usage, problem))
 
     def _fail(self, sequence: _Sequence, problem: str) -> None:
         self._end(sequence, "failed", problem)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 import torch
 
 from app.engine.batched.attention import PagedCache
+from app.errors import first_line
 
 # Copies hold up those who write: so many pages a step at most, about 30 ms
 MOST_A_STEP = 12
@@ -37,7 +38,7 @@ class HostPages:
                 block = torch.empty((count, *shape), dtype=one.dtype, pin_memory=one.is_cuda)
             except RuntimeError as error:
                 # Some systems lock little: what there is serves too
-                _log.warning("no more RAM can be page-locked (%s)", str(error).splitlines()[0])
+                _log.warning("no more RAM can be page-locked (%s)", first_line(error))
                 break
             self._free.extend(block)
             left -= count

@@ -20,6 +20,7 @@ from app.engine.batched.attention import PagedCache, Step
 from app.engine.batched.fused import fused_hidden, is_known
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
 from app.engine.batched.unpack import MANY, unpacked_layers
+from app.engine.loading import decoder_layers
 
 _log = logging.getLogger(__name__)
 
@@ -322,8 +323,7 @@ class Runner:
         def before(*_: object) -> None:
             tell()
 
-        layers = getattr(self.model.base_model, "layers", None)
-        self._hooks += [layer.register_forward_pre_hook(before) for layer in layers or [self.model]]
+        self._hooks += [layer.register_forward_pre_hook(before) for layer in decoder_layers(self.model)]
 
     def give_back(self) -> None:
         """The model is as it was, and the memory of the cache free; the runner is of no use afterwards."""

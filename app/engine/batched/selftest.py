@@ -15,6 +15,7 @@ import torch
 from app.engine.base import Sampling
 from app.engine.batched.runner import Runner
 from app.engine.batched.unpack import MANY
+from app.errors import first_line
 
 # Tokens that are compared, behind more than a page of others, so that pages, blocks and splits all have a part in it
 _TOKENS = 8
@@ -194,7 +195,7 @@ def _problem(runner: Runner, plain: Mapping[int, Comparison], compare: Callable[
         except Exception as error:
             if runner.is_lost():
                 raise
-            return first_line(error)
+            return said_by(error)
         most = max(_LEAST, _MORE * rounding.difference)
         if found.difference > most or found.flipped:
             return (
@@ -204,6 +205,6 @@ def _problem(runner: Runner, plain: Mapping[int, Comparison], compare: Callable[
     return ""
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return f"{type(error).__name__}: {(str(error) or 'no word').splitlines()[0]}"
+def said_by(error: Exception) -> str:
+    """What kind of error it is, and what it says, in a line."""
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -121,7 +121,7 @@ def make_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     except Exception as error:
         if runner.is_lost():
             raise
-        raise CannotBatch(selftest.first_line(error)) from error
+        raise CannotBatch(selftest.said_by(error)) from error
 
 
 def _made_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
@@ -155,7 +155,7 @@ def _capture(runner: Runner, sizes: list[int], tell: Tell, taken_back: list[str]
         runner.capture(sizes, lambda share: tell("Recording CUDA graphs", share))
         problem = selftest.graphs_against_eager(runner, sizes)
     except Exception as error:
-        problem = selftest.first_line(error)
+        problem = selftest.said_by(error)
         if runner.is_lost():
             raise
     if problem:
