@@ -13,15 +13,15 @@ MOST_ROWS = 64
 # What a person needs to get any good of a model: a question, some reasoning and an answer
 _LEAST_TOKENS = 4096
 _TOKENS_A_ROW = 2048
-_PIECES = (8192, 4096, 2048, 1024)
+_PIECES = (8192, 4096, 2048, 1024)  # the last one is recorded
 # Left to what grows beside us, the desktop for one
 LEFT_FREE = 5 * GIB // 8
 # Kernels that the driver loads when they are first called: not torch's, so it must stay away from that much
 DRIVER = 3 * GIB // 8
 # Recorded steps, cuBLAS's workspaces, and what the allocator cannot use of its blocks
 _GRAPHS = 7 * GIB // 16
-# With more rows than these the recorded steps unpack matrices too, into memory of their own
-_ROWS_IN_FOUR_BITS = 4
+# Passes with pieces of prompts are recorded up to so many tokens, with memory of their own
+MOST_RECORDED = 1024
 # Cards by the name they are sold under, and what CUDA finds of their memory
 CARDS_GIB = {"24 GB": 23.6, "32 GB": 31.4, "48 GB": 44.5, "80 GB": 79.2, "141 GB": 139.8}
 # The driver's own share of a card that a CUDA program runs on
@@ -51,12 +51,13 @@ class ModelShape:
     def scratch_bytes(self, piece: int, window: int, rows: int) -> int:
         """The most that a pass of so many tokens of one prompt and of `rows` rows has beside weights and cache."""
         wide = 3 * self.intermediate + 6 * self.hidden + 2 * self.heads * self.head_width
-        inner = piece * wide * self.element_bytes
-        gathered = window * 4 * self.kv_heads * self.head_width * self.element_bytes
-        # bitsandbytes unpacks one matrix at a time; the sampler holds the logits in 16 and, twice, in 32 bits
+        # bitsandbytes unpacks one matrix at a time
         unpacked = self.hidden * self.intermediate * self.element_bytes if self.is_four_bit else 0
-        in_graphs = unpacked if rows > _ROWS_IN_FOUR_BITS else 0
-        return inner + gathered + unpacked + in_graphs + (rows + 1) * self.vocabulary * 12
+        recorded = unpacked + min(piece, MOST_RECORDED) * wide * self.element_bytes
+        longer = unpacked + piece * wide * self.element_bytes if piece > MOST_RECORDED else 0
+        gathered = window * 4 * self.kv_heads * self.head_width * self.element_bytes
+        # The sampler holds the logits in 16 and, twice, in 32 bits
+        return recorded + longer + gathered + (rows + 1) * self.vocabulary * 12
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from app.engine.base import Delta, Finished, Request, Sampling
-from app.engine.batched import attention, selftest
+from app.engine.batched import attention, runner, selftest
 from app.engine.batched.engine import BatchedEngine
 from app.engine.batched.offload import HostPages
+from app.engine.batched.pace import Pace
 from app.engine.batched.pages import OutOfPages, PagePool
 from app.engine.batched.runner import Runner
 from app.engine.local import LocalEngine
@@ -31,8 +32,15 @@ class Desk:
     """A batched engine over the tiny model, and what it gave."""
 
     def __init__(
-        self, pages: int = 200, rows: int = 8, model: PreTrainedModel | None = None, *, pages_in_ram: int = 0
+        self,
+        pages: int = 200,
+        rows: int = 8,
+        model: PreTrainedModel | None = None,
+        *,
+        pages_in_ram: int = 0,
+        pace: Pace | None = None,
     ) -> None:
+        self.pace = pace or Pace()
         self.runner = Runner(model or tiny_model(), rows=rows, pages=pages, page_tokens=PAGE, context_window=512)
         self.store = HostPages(self.runner.cache, 0)
         self.store = HostPages(self.runner.cache, pages_in_ram * self.store.page_bytes)
@@ -50,6 +58,7 @@ class Desk:
             tiny_tokenizer(),
             self.given.put,
             lambda is_gpu: self.lost.append("the GPU" if is_gpu else "the loop"),
+            prepare=lambda _: self.pace,
             store=self.store,
         )
 
@@ -364,13 +373,92 @@ def test_a_quick_way_that_computes_something_else_is_taken_back(desk: Desk, monk
     assert desk.write(prompt_of(1, 100))[1].reason in ("length", "stop")
 
 
-def kernel(seen: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> SimpleNamespace:
-    """A stand-in for the Triton kernels that sees what `seen` makes of block table and lengths."""
+def unchanged(*told: Any) -> Any:
+    return told
+
+
+def kernel(seen: Callable[..., Any] = unchanged, read: Callable[..., Any] = unchanged) -> SimpleNamespace:
+    """A stand-in for the Triton kernels that sees what `seen` makes of block table and lengths of rows, and what `read`
+    makes of a piece's pages and bounds."""
 
     def paged_decode(query: Any, keys: Any, values: Any, table: Any, lengths: Any, scaling: float) -> torch.Tensor:
         return attention._gathered(query, keys, values, *seen(table, lengths), scaling)
 
-    return SimpleNamespace(paged_decode=paged_decode)
+    def paged_extend(query: Any, keys: Any, values: Any, pages: Any, bounds: Any, scaling: float) -> torch.Tensor:
+        pages, (before, behind) = read(pages, bounds)
+        key, value = (every[pages].flatten(0, 1)[:behind].repeat_interleave(2, 1) for every in (keys, values))
+        places = before + torch.arange(len(query))
+        is_seen = torch.arange(behind)[None] <= places[:, None]
+        score = torch.einsum("qhw,khw->hqk", query, key) * scaling
+        return torch.einsum("hqk,khw->qhw", score.masked_fill(~is_seen, float("-inf")).softmax(-1), value)
+
+    return SimpleNamespace(paged_decode=paged_decode, paged_extend=paged_extend)
+
+
+# Tokens of passes that are recorded in tests, and rows among them
+SHAPES = [(32, 1), (32, 8), (64, 1), (64, 8)]
+
+
+class TakenAgain:
+    """A stand-in for a CUDA graph: takes the pass that it recorded anew, with what is told now."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        self.step = step
+        self.given = step()
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.given = self.step()
+        self.replays += 1
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """A desk whose passes are recorded, in torch on the CPU."""
+    monkeypatch.setitem(sys.modules, "app.engine.batched.kernels", kernel())
+    monkeypatch.setattr(runner, "Recorder", lambda: SimpleNamespace(record=TakenAgain))
+    desk = Desk(pace=Pace(64, largest=64, sizes=(32, 64)))
+    desk.runner.has_kernels = True
+    desk.runner.capture([1, 2, 4, 8], SHAPES)
+    yield desk
+    desk.engine.close()
+
+
+def test_pieces_are_read_in_recorded_passes_and_give_the_tokens_of_generate(recorded: Desk, alone: LocalEngine) -> None:
+    prompts = {f"r{number}": prompt_of(number, 3 + 23 * (number + 4) % 150) for number in range(20)}
+    for number, (name, prompt) in enumerate(prompts.items()):
+        recorded.add(name, prompt, tokens=10 + number)
+    recorded.read(len(prompts))
+    for number, (name, prompt) in enumerate(prompts.items()):
+        assert recorded.ids[name] == serially(alone, prompt, 10 + number), name
+    graphs = recorded.runner._joined_graphs
+    assert all(graphs[shape].replays for shape in SHAPES)  # type: ignore[attr-defined]
+
+
+def test_a_piece_longer_than_what_is_recorded_is_read_all_the_same(recorded: Desk, alone: LocalEngine) -> None:
+    prompt = prompt_of(1, 300)
+    recorded.pace.largest = 512
+    assert recorded.write(prompt)[0] == serially(alone, prompt)
+    assert not any(graph.replays for graph in recorded.runner._joined_graphs.values())  # type: ignore[attr-defined]
+
+
+def test_a_recorded_pass_that_gives_something_else_is_found(recorded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = recorded.runner._joined_graphs
+    by_graphs = selftest.steps_of(recorded.runner, [1, 2, 4, 8], SHAPES)
+    assert all(graph.replays for graph in graphs.values())  # type: ignore[attr-defined]
+    monkeypatch.setattr(graphs[64, 8], "step", lambda: recorded.runner._hidden_states.zero_())
+    wrong = selftest.steps_of(recorded.runner, [1, 2, 4, 8], SHAPES)
+    recorded.runner.forget_graphs()
+    plain = selftest.steps_of(recorded.runner, [1, 2, 4, 8], SHAPES)
+    assert selftest.difference_of(by_graphs, plain) == ""
+    assert "log-probabilities differ" in selftest.difference_of(wrong, plain)
+
+
+def test_a_step_that_fails_ends_recorded_passes_with_pieces_too(recorded: Desk) -> None:
+    assert recorded.runner.forget_graphs()
+    assert recorded.runner.joined_tokens == []
+    assert not recorded.runner.forget_graphs()
+    assert recorded.write(prompt_of(1, 60))[1].reason in ("length", "stop")
 
 
 @pytest.mark.parametrize(
@@ -392,6 +480,25 @@ def test_a_kernel_that_does_not_see_all_it_should_is_taken_back(
     said = selftest.choose(desk.runner)
     assert desk.runner.has_kernels == is_right
     assert [sentence.split(" is off")[0] for sentence in said] == ([] if is_right else ["the attention kernel"])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda pages, bounds: (pages, bounds - 1),
+        lambda pages, bounds: (pages.roll(1), bounds),
+        lambda pages, bounds: (pages, bounds.clamp(max=PAGE)),
+    ],
+    ids=["one token less", "other pages", "its first page"],
+)
+def test_a_kernel_that_reads_a_piece_wrong_is_taken_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, read: Callable[..., Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, "app.engine.batched.kernels", kernel(read=read))
+    desk.runner.has_kernels = True
+    (said,) = selftest.choose(desk.runner)
+    assert said.startswith("the attention kernel is off")
+    assert desk.runner.is_joined
 
 
 def test_a_clear_token_that_is_lost_counts_and_a_near_tie_does_not() -> None:

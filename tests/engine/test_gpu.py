@@ -118,15 +118,35 @@ def test_every_quick_way_passes_its_own_test() -> None:
     assert desk.ready.taken_back == []
     assert "CUDA graphs, fused kernels, paged attention in Triton" in desk.ready.way
     assert desk.runner.is_unpacking
+    assert desk.runner.joined_tokens == [192, 384, 512, 768, 1024]
     desk.add("one", prompt_of(1, 300), 100)
     assert desk.read()["one"].reason == "length"
     desk.engine.close()
 
 
-def test_a_kernel_that_computes_something_else_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tokens", "before", "filled"), [(1, 0, 0), (128, 0, 1), (512, 4000, 0), (300, 77, 90)])
+def test_a_piece_attends_to_what_torch_attends_to(tokens: int, before: int, filled: int) -> None:
+    from app.engine.batched.attention import PagedCache, Step, extend
+    from app.engine.batched.kernels import paged_extend
+
+    torch.manual_seed(0)
+    keys, values = (torch.randn(100, PAGE, 8, 128, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    pages = torch.randperm(99, device="cuda") + 1
+    query = torch.randn(tokens + filled, 40, 128, dtype=torch.bfloat16, device="cuda")
+    bounds = torch.tensor([before, before + tokens], device="cuda")
+    nothing = torch.zeros(0, dtype=torch.int32, device="cuda")
+    cache = PagedCache([keys], [values], PAGE)
+    step = Step(cache, nothing, nothing, nothing, piece=tokens, piece_pages=pages, context=before + tokens)
+    ours = paged_extend(query, keys, values, pages, bounds, 0.1)
+    assert torch.isfinite(ours).all()
+    torch.testing.assert_close(ours[:tokens], extend(query[:tokens], keys, values, step, 0.1), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("kernel", ["paged_decode", "paged_extend"])
+def test_a_kernel_that_computes_something_else_is_taken_back(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.engine.batched import kernels
 
-    monkeypatch.setattr(kernels, "paged_decode", lambda query, *_: torch.zeros_like(query))
+    monkeypatch.setattr(kernels, kernel, lambda query, *_: torch.zeros_like(query))
     desk = Desk()
     assert "sdpa over gathered pages" in desk.ready.way
     assert any("attention kernel is off" in sentence for sentence in desk.ready.taken_back)
@@ -193,16 +213,16 @@ def test_too_little_memory_fails_that_request_and_the_next_works(monkeypatch: py
     extend = attention.extend
 
     def greedy(query: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(query) == 700:
+        if len(query) == 1500:
             torch.empty(1 << 45, dtype=torch.uint8, device="cuda")
         return extend(query, *rest)
 
     desk = Desk()
     monkeypatch.setattr(attention, "extend", greedy)
-    desk.add("long", prompt_of(1, 700))
+    desk.add("long", prompt_of(1, 1500))
     problem = desk.read()["long"].problem
     assert "too long for this GPU" in problem
-    assert "700 tokens" in problem
+    assert "1,500 tokens" in problem
     desk.add("next", prompt_of(2, 100))
     assert desk.read()["next"].reason == "length"
     desk.engine.close()

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 from app.engine.batched import selftest, start
-from app.engine.batched.pace import FIRST_PIECE, MOST_STALL_S, Pace
+from app.engine.batched.pace import FIRST_TOKENS, MOST_STALL_S, Pace
 from app.engine.batched.start import CannotBatch, bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
 from app.engine.hosting import expected_plan, free_ram_bytes, why_demo, why_not_batched
 from app.engine.loading import empty_model
@@ -75,17 +75,17 @@ def test_the_models_own_forward_is_compared_and_left_as_it_was() -> None:
 
 def test_steps_that_were_recorded_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_for(tiny_model(), PLAN)
-    assert selftest.graphs_against_eager(runner, [1, 2, 8]) == ""
-    decode, calls = runner.decode, [0]
+    plain = selftest.steps_of(runner, [1, 2, 8], [])
+    assert selftest.difference_of(selftest.steps_of(runner, [1, 2, 8], []), plain) == ""
+    decode = runner.decode
 
     def wrong(rows: int) -> Any:
-        calls[0] += 1
-        if calls[0] % 2:
-            runner.set_next(0, 200, 3)
+        if rows == 8:
+            runner.set_next(7, 200, 3)
         return decode(rows)
 
     monkeypatch.setattr(runner, "decode", wrong)
-    assert "log-probabilities differ" in selftest.graphs_against_eager(runner, [1, 2, 8])
+    assert "log-probabilities differ" in selftest.difference_of(selftest.steps_of(runner, [1, 2, 8], []), plain)
 
 
 @pytest.mark.parametrize(
@@ -176,27 +176,27 @@ def test_what_triton_lacks_is_said_with_the_command_that_brings_it(
 def test_pieces_are_as_long_as_others_can_wait() -> None:
     took_s = {1: 0.06, 128: 0.07, 256: 0.08, 512: 0.098, 1024: 0.16, 2048: 0.27}
     pace = Pace.of(took_s, 8192)
-    assert 0.06 + 0.0001 * pace.piece == pytest.approx(MOST_STALL_S, abs=0.01)
+    assert 0.06 + 0.0001 * pace.tokens == pytest.approx(MOST_STALL_S, abs=0.01)
     for _ in range(30):
-        pace.learn(pace.piece, 0.03 + 0.0001 * pace.piece)
-    assert 0.8 * MOST_STALL_S < 0.03 + 0.0001 * pace.piece <= MOST_STALL_S
+        pace.learn(pace.tokens, 0.03 + 0.0001 * pace.tokens)
+    assert 0.8 * MOST_STALL_S < 0.03 + 0.0001 * pace.tokens <= MOST_STALL_S
 
 
 def test_short_pieces_tell_as_much_as_long_ones() -> None:
     pace = Pace.of({1: 0.06, 1000: 0.16}, 8192)
     for _ in range(30):
         pace.learn(10, 0.091)
-    assert pace.piece == 192
+    assert pace.tokens == 192
 
 
 def test_one_slow_pass_changes_little() -> None:
     pace = Pace.of({1: 0.076, 384: 0.098, 512: 0.105}, 8192)
-    first = pace.piece
+    first = pace.tokens
     pace.learn(first, 0.145)
-    assert pace.piece >= 0.6 * first
+    assert pace.tokens >= 0.6 * first
     for _ in range(10):
-        pace.learn(pace.piece, 0.076 + 0.00006 * pace.piece)
-    assert pace.piece >= 0.8 * first
+        pace.learn(pace.tokens, 0.076 + 0.00006 * pace.tokens)
+    assert pace.tokens >= 0.8 * first
 
 
 def test_what_there_is_no_memory_for_is_found_out_while_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,31 +211,31 @@ def test_what_there_is_no_memory_for_is_found_out_while_warming_up(monkeypatch: 
     monkeypatch.setattr(runner, "extend", greedy)
     pace = start._warm_up(runner, PLAN, told)
     assert pace.largest == 192
-    assert pace.piece <= 192
+    assert pace.tokens <= 192
 
 
 def test_on_a_slow_computer_pieces_are_not_shorter_than_what_a_pass_costs_anyway() -> None:
     pace = Pace.of({1: 0.2, 128: 0.2, 512: 0.22}, 8192)
-    assert pace.piece > 1000
+    assert pace.tokens > 1000
     for _ in range(30):
-        pace.learn(pace.piece, 0.3 + 0.00004 * pace.piece)
-    assert pace.piece > 1500
+        pace.learn(pace.tokens, 0.3 + 0.00004 * pace.tokens)
+    assert pace.tokens > 1500
 
 
 def test_what_is_not_measured_is_learnt_from_the_passes() -> None:
     pace = Pace.of({}, 8192)
     for _ in range(60):
-        pace.learn(pace.piece, 0.05 + 0.0001 * pace.piece)
-    assert 0.05 + 0.0001 * pace.piece == pytest.approx(MOST_STALL_S, rel=0.2)
+        pace.learn(pace.tokens, 0.05 + 0.0001 * pace.tokens)
+    assert 0.05 + 0.0001 * pace.tokens == pytest.approx(MOST_STALL_S, rel=0.2)
 
 
 @pytest.mark.parametrize("largest", [48, 128, 512])
 def test_no_piece_is_longer_than_there_is_room_for(largest: int) -> None:
     pace = Pace.of({1: 0.01, 32: 0.01}, largest)
     for _ in range(10):
-        pace.learn(pace.piece, 0.01)
-        assert 0 < pace.piece <= largest
+        pace.learn(pace.tokens, 0.01)
+        assert 0 < pace.tokens <= largest
 
 
 def test_without_a_measurement_the_first_piece_is_small() -> None:
-    assert Pace.of({}, 8192).piece == FIRST_PIECE
+    assert Pace.of({}, 8192).tokens == FIRST_TOKENS

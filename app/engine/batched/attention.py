@@ -13,6 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import AttentionInterface
 
 NAME = "ponder_paged"
+# Longer pieces are quicker with torch's own attention, and copying what they look at is a small part then
+MOST_IN_PLACE = 1024
 
 
 @dataclass(slots=True)
@@ -31,8 +33,9 @@ class Step:
     slots: (tokens,) int64, where each token's keys and values go: page * page_tokens + place in the page.
     block_table: (rows, pages) int32, the pages of each row; 0 where there is none.
     lengths: (rows,) int32, tokens of each row with the new one.
-    piece: how many of the tokens are the piece's; piece_pages: (pages,) int64, its sequence's; context: that sequence's
-    tokens with the piece, a plain number. gathered: tokens whose keys and values may be copied together at a time.
+    piece: how many of the tokens are the piece's; piece_pages: (pages,) int64, its sequence's; bounds: (2,) int64, that
+    sequence's tokens before the piece and with it; context: the latter as a plain number. gathered: tokens whose keys
+    and values may be copied together at a time.
     """
 
     cache: PagedCache
@@ -42,6 +45,7 @@ class Step:
     has_kernels: bool = False
     piece: int = 0
     piece_pages: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
     context: int = 0
     gathered: int = 0
 
@@ -72,7 +76,15 @@ def seen(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: St
     """Attention of all tokens of a pass over what is in the pages; query and result (tokens, heads, width)."""
     parts = []
     if step.piece:
-        parts.append(extend(query[: step.piece], keys, values, step, scaling))
+        piece = query[: step.piece]
+        if step.has_kernels and step.piece <= MOST_IN_PLACE:
+            from app.engine.batched.kernels import paged_extend
+
+            assert step.piece_pages is not None
+            assert step.bounds is not None
+            parts.append(paged_extend(piece, keys, values, step.piece_pages, step.bounds, scaling))
+        else:
+            parts.append(extend(piece, keys, values, step, scaling))
     if step.piece < len(query):
         rows = query[step.piece :]
         if step.has_kernels:

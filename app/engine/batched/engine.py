@@ -291,14 +291,15 @@ class BatchedEngine:
                 if has_penalty(other.request.sampling):
                     self._runner.put(row, other.request.sampling, other.seed, other.seen())
             return
-        self._pace.learn(len(piece), time.monotonic() - began)
+        self._pace.learn(self._runner.tokens_with(len(piece), rows), time.monotonic() - began)
         self._have_written(written)
         self._has_read(sequence, piece, first)
 
     def _next_piece(self, sequence: _Sequence) -> tuple[int, list[int], bool]:
         """Where it begins, its tokens, and whether it is the prompt's last."""
         start = len(sequence.held.ids)
-        most = self._pace.piece if self._writing else self._pace.largest
+        rows = len(self._writing)
+        most = self._runner.longest_piece(self._pace.tokens, rows) if rows else self._pace.largest
         piece = sequence.tokens[start : start + most]
         return start, piece, start + len(piece) == len(sequence.tokens)
 

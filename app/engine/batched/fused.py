@@ -28,10 +28,11 @@ def fused_hidden(
     places: torch.Tensor,
     step: Step,
     quicker: Mapping[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]],
+    on_layer: Callable[[], None],
 ) -> torch.Tensor:
     """The normed hidden states of a pass: ids and places (tokens,), the result (tokens, hidden).
 
-    `quicker` has what is called instead of a linear layer, where there is something.
+    `quicker` has what is called instead of a linear layer, where there is something; `on_layer` is called before each.
     """
     from app.engine.batched.kernels import add_norm, rotate_and_write, silu_mul
 
@@ -45,6 +46,7 @@ def fused_hidden(
     width = step.cache.keys[0].shape[-1]
     normed = add_norm(hidden, None, layers[0].input_layernorm.weight, layers[0].input_layernorm.variance_epsilon)
     for number, layer in enumerate(layers):
+        on_layer()
         attention, mlp = layer.self_attn, layer.mlp
         keys, values = step.cache.keys[number], step.cache.values[number]
         query = by(attention.q_proj)(normed).view(len(ids), -1, width)

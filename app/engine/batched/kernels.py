@@ -1,8 +1,11 @@
-"""Triton kernels of the decode step: what lies between the linear layers, and attention that reads pages in place.
+"""Triton kernels of a pass: what lies between the linear layers, and attention that reads pages in place.
 
-Imports triton, so only where there is a GPU. Every kernel has static shapes and waits for nothing, so that the step can
-be recorded in a CUDA graph. `attention.decode` and the model's own modules are what they are checked against.
+Imports triton, so only where there is a GPU. Every kernel has static shapes and waits for nothing, so that the pass can
+be recorded in a CUDA graph. `attention.extend`, `attention.decode` and the model's own modules are what they are
+checked against.
 """
+
+import functools
 
 import torch
 import triton
@@ -12,6 +15,28 @@ _LOG2_E = 1.4426950408889634
 _BLOCK = 64
 _MOST_SPLITS = 32
 _PROGRAMS = 528
+# Tokens of a piece that a program looks after
+_QUERIES = 64
+# Shared memory of a multiprocessor that so many blocks of keys and values in flight need
+_STAGES = ((160 << 10, 3), (96 << 10, 2))
+
+
+@functools.cache
+def _stages(device: torch.device) -> int:
+    """How many blocks of keys and values are fetched ahead: what the GPU has room for."""
+    # Not in torch's stubs
+    room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return next((stages for least, stages in _STAGES if room >= least), 1)
+
+
+@triton.jit
+def _with_block(score, value, peak, total, gathered):  # type: ignore[no-untyped-def]
+    """The softmax so far, and what was gathered by it, with the scores and values of another block of tokens."""
+    new_peak = tl.maximum(peak, tl.max(score, 1))
+    weight = tl.exp2(score - new_peak[:, None])
+    shrink = tl.exp2(peak - new_peak)
+    gathered = tl.dot(weight.to(value.dtype), value, gathered * shrink[:, None])
+    return new_peak, total * shrink + tl.sum(weight, 1), gathered
 
 
 @triton.jit
@@ -60,13 +85,8 @@ def _partial_attention(  # type: ignore[no-untyped-def]
         key = tl.load(keys + base + slots[None, :] + place[:, None], mask=is_there[None, :], other=0.0)
         score = tl.dot(asked, key) * scale
         score = tl.where(is_there[None, :], score, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(score, 1))
-        weight = tl.exp2(score - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weight, 1)
         value = tl.load(values + base + slots[:, None] + place[None, :], mask=is_there[:, None], other=0.0)
-        gathered = gathered * shrink[:, None] + tl.dot(weight.to(value.dtype), value)
-        peak = new_peak
+        peak, total, gathered = _with_block(score, value, peak, total, gathered)
     out = (row * heads * groups + head * groups + group) * splits + split
     tl.store(peaks + out, peak, mask=is_group)
     tl.store(sums + out, total, mask=is_group)
@@ -132,9 +152,111 @@ def paged_decode(
         block=min(_BLOCK, page_tokens),
         splits=splits,
         num_warps=4,
-        num_stages=3,
+        num_stages=_stages(query.device),
     )
     _joined_attention[(rows * heads,)](peaks, sums, partials, out, width=width, splits=splits, num_warps=4)
+    return out
+
+
+@triton.jit
+def _piece_attention(  # type: ignore[no-untyped-def]
+    query,
+    keys,
+    values,
+    pages,
+    bounds,
+    out,
+    scale,
+    stride_query_token,
+    stride_query_head,
+    stride_page,
+    stride_slot,
+    stride_head,
+    count,
+    heads: tl.constexpr,
+    groups: tl.constexpr,
+    width: tl.constexpr,
+    page_tokens: tl.constexpr,
+    queries: tl.constexpr,
+    block: tl.constexpr,
+):
+    # The last parts see most: they begin first
+    part, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    before, behind = tl.load(bounds).to(tl.int32), tl.load(bounds + 1).to(tl.int32)
+    at, place, slot = part * queries + tl.arange(0, queries), tl.arange(0, width), tl.arange(0, block)
+    is_asked = at < count
+    source = query + at[:, None] * stride_query_token + head * stride_query_head + place[None, :]
+    asked = tl.load(source, mask=is_asked[:, None], other=0.0)
+    peak = tl.full([queries], float("-inf"), tl.float32)
+    total = tl.zeros([queries], tl.float32)
+    gathered = tl.zeros([queries, width], tl.float32)
+    # Behind the piece's real tokens there is nothing to be looked after
+    end = tl.where(before + part * queries < behind, tl.minimum(before + (part + 1) * queries, behind), 0)
+    whole = tl.minimum((before + part * queries) // block * block, end)
+    of_head = (head // groups) * stride_head
+    # Blocks that all of them see, then those that some see a part of
+    for first in range(0, whole, block):
+        page = tl.load(pages + first // page_tokens).to(tl.int64)
+        base = page * stride_page + of_head + (first % page_tokens) * stride_slot
+        key = tl.load(keys + base + slot[None, :] * stride_slot + place[:, None])
+        value = tl.load(values + base + slot[:, None] * stride_slot + place[None, :])
+        peak, total, gathered = _with_block(tl.dot(asked, key) * scale, value, peak, total, gathered)
+    for first in range(whole, end, block):
+        tokens = first + slot
+        is_there = tokens < end
+        page = tl.load(pages + first // page_tokens).to(tl.int64)
+        base = page * stride_page + of_head + (first % page_tokens) * stride_slot
+        key = tl.load(keys + base + slot[None, :] * stride_slot + place[:, None], mask=is_there[None, :], other=0.0)
+        value = tl.load(values + base + slot[:, None] * stride_slot + place[None, :], mask=is_there[:, None], other=0.0)
+        is_seen = is_there[None, :] & (tokens[None, :] <= (before + at)[:, None])
+        score = tl.where(is_seen, tl.dot(asked, key) * scale, float("-inf"))
+        peak, total, gathered = _with_block(score, value, peak, total, gathered)
+    gathered = gathered / tl.where(total > 0, total, 1.0)[:, None]
+    target = out + (at[:, None] * heads + head) * width + place[None, :]
+    tl.store(target, gathered.to(out.dtype.element_ty), mask=is_asked[:, None])
+
+
+def paged_extend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pages: torch.Tensor,
+    bounds: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of a piece of one sequence over its pages.
+
+    query (tokens, heads, width), keys and values (pages, page_tokens, kv heads, width), pages (pages,) the sequence's,
+    bounds (2,) how many of its tokens come before the piece and how many there are with it. Queries behind that stand
+    for nothing and get noughts or what the last one could see.
+    """
+    tokens, heads, width = query.shape
+    kv_heads, page_tokens = keys.shape[2], keys.shape[1]
+    assert page_tokens % min(_BLOCK, page_tokens) == 0, "a block must not lie across two pages"
+    out = torch.empty((tokens, heads, width), dtype=query.dtype, device=query.device)
+    _piece_attention[(triton.cdiv(tokens, _QUERIES), heads)](
+        query,
+        keys,
+        values,
+        pages,
+        bounds,
+        out,
+        scaling * _LOG2_E,
+        query.stride(0),
+        query.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        tokens,
+        heads=heads,
+        groups=heads // kv_heads,
+        width=width,
+        page_tokens=page_tokens,
+        queries=_QUERIES,
+        block=min(_BLOCK, page_tokens),
+        num_warps=4,
+        num_stages=_stages(query.device),
+    )
     return out
 
 

@@ -3,12 +3,11 @@
 Owns the tensors of the cache and of the rows. Runs the model's own modules; knows nothing of requests, text or time.
 """
 
-import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -18,11 +17,14 @@ from app.engine.base import Sampling
 from app.engine.batched import attention
 from app.engine.batched.attention import PagedCache, Step
 from app.engine.batched.fused import fused_hidden, is_known
+from app.engine.batched.graphs import Graph, Recorder
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
 from app.engine.batched.unpack import MANY, unpacked_layers
 from app.engine.loading import decoder_layers
 
 _log = logging.getLogger(__name__)
+# The shortest piece that is worth a pass, where passes are not recorded
+_LEAST_PIECE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,13 @@ class Runner:
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self._samplings = SamplingRows.on(self.device, rows, self.vocabulary, masks)
         self._most_asked = [FEW] * rows
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        # By rows and `most`; by tokens of the pass, the rows' among them, and rows
+        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._joined_graphs: dict[tuple[int, int], Graph] = {}
+        # What recorded passes with a piece are told, and what comes of them
+        self._told = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._hidden_states = torch.zeros(0, dtype=model.dtype, device=self.device)
+        self._on_layer: Callable[[], None] = _nothing
         self._hooks: list[RemovableHandle] = []
 
     # Rows
@@ -126,32 +134,13 @@ class Runner:
 
         With a `row` the piece is the prompt's last: draws the first token as that row's sampling says.
         """
-        step, places = self._extension(pages, ids, start)
-        hidden = self._hidden(torch.tensor(ids, device=self.device), places, step)
+        hidden = self._joined_pass(0, pages, ids, start)[1]
         if row is None:
             return None
         one = self._samplings.at(slice(row, row + 1))
-        position = torch.tensor([step.context], dtype=torch.int32, device=self.device)
-        drawn = sample(self._logits(hidden[-1:]), one, position, self._most_asked[row])
+        position = torch.tensor([start + len(ids)], dtype=torch.int32, device=self.device)
+        drawn = sample(self._logits(hidden[len(ids) - 1 : len(ids)]), one, position, self._most_asked[row])
         return _read(*drawn)[0]
-
-    def _extension(self, pages: Sequence[int], ids: Sequence[int], start: int) -> tuple[Step, torch.Tensor]:
-        """A pass of a piece alone, and the places of its tokens."""
-        places = torch.arange(start, start + len(ids), device=self.device)
-        table = torch.tensor(pages, dtype=torch.int64, device=self.device)
-        slots = table[places // self.page_tokens] * self.page_tokens + places % self.page_tokens
-        step = Step(
-            self.cache,
-            slots,
-            self._block_table[:0],
-            self._lengths[:0],
-            self.has_kernels,
-            len(ids),
-            table,
-            start + len(ids),
-            self.context_tokens,
-        )
-        return step, places
 
     @torch.inference_mode()
     def decode_and_extend(
@@ -161,38 +150,85 @@ class Runner:
 
         With `is_last` the piece is the prompt's last: row number `rows`, which has its sampling, is drawn from it.
         """
-        piece, hidden, lengths = self._both(rows, pages, ids, start)
-        last = hidden[piece.piece - 1 : piece.piece]
-        wanted = torch.cat([hidden[piece.piece :], last]) if is_last else hidden[piece.piece :]
-        position = torch.tensor([piece.context], dtype=torch.int32, device=self.device)
+        size, hidden = self._joined_pass(rows, pages, ids, start)
         asked = rows + is_last
-        drawn = sample(
-            self._logits(wanted),
-            self._samplings.at(slice(asked)),
-            torch.cat([lengths, position])[:asked],
-            max(self._most_asked[:asked]),
-        )
+        wanted = torch.cat([hidden[size : size + rows], hidden[len(ids) - 1 : len(ids)]])[:asked]
+        last = torch.tensor([start + len(ids)], dtype=torch.int32, device=self.device)
+        positions = torch.cat([self._lengths[:rows] + 1, last])[:asked]
+        drawn = sample(self._logits(wanted), self._samplings.at(slice(asked)), positions, max(self._most_asked[:asked]))
         read = _read(*drawn)
         # Only now: a pass that fails before has changed nothing of the rows
         self._tokens[:rows] = drawn[0][:rows]
-        self._lengths[:rows] = lengths
+        self._lengths[:rows] += 1
         return read[:rows], read[rows] if is_last else None
 
-    def _both(
-        self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int
-    ) -> tuple[Step, torch.Tensor, torch.Tensor]:
-        """A pass of a piece and rows: what it was told, its hidden states, the rows' lengths with the new token."""
-        piece, places = self._extension(pages, ids, start)
+    def _joined_pass(
+        self, rows: int, pages: Sequence[int], ids: Sequence[int], start: int, *, is_plain: bool = False
+    ) -> tuple[int, torch.Tensor]:
+        """The hidden states of a pass: first the piece's, filled up to the number returned, then the rows'.
+
+        `is_plain` is for comparing: without anything of ours but the pages.
+        """
+        table = list(pages[: -(-(start + len(ids)) // self.page_tokens)])
+        packed = [start, start + len(ids), *table, *[0] * (self._block_table.shape[1] - len(table)), *ids]
+        places = self._places_for(rows)
+        tokens = next((most for most in self.joined_tokens if most - places >= len(ids)), 0)
+        if not tokens or is_plain:
+            told = torch.tensor(packed, device=self.device)
+            return len(ids), self._joined_hidden(told, len(ids), rows, start + len(ids), is_plain=is_plain)
+        self._told[: len(packed)] = torch.tensor(packed)
+        self._blank(rows, places)
+        self._joined_graphs[tokens, places].replay()
+        return tokens - places, self._hidden_states[:tokens]
+
+    def _places_for(self, rows: int) -> int:
+        """For how many rows the pass is recorded that these take."""
+        return min((places for _, places in self._joined_graphs if places >= rows), default=rows)
+
+    def longest_piece(self, tokens: int, rows: int) -> int:
+        """How long a piece may be in a pass of so many tokens in all, with so many rows."""
+        return max(1 if self._joined_graphs else _LEAST_PIECE, tokens - self._places_for(rows))
+
+    def tokens_with(self, piece: int, rows: int) -> int:
+        """The tokens that a pass of such a piece has, what fills it up included."""
+        asked = piece + self._places_for(rows)
+        return next((tokens for tokens in self.joined_tokens if tokens >= asked), asked)
+
+    def _joined_hidden(
+        self, told: torch.Tensor, size: int, rows: int, context: int, *, is_plain: bool = False
+    ) -> torch.Tensor:
+        """The hidden states of `size` tokens of a piece and of the rows' next tokens.
+
+        `told` is where the piece begins and ends, its sequence's pages, its tokens; `context` is its end once more.
+        """
+        bounds, pages, ids = told[:2], told[2 : 2 + self._block_table.shape[1]], told[-size:]
+        places = bounds[0] + torch.arange(size, device=self.device)
+        page = pages[(places // self.page_tokens).clamp(max=len(pages) - 1)]
+        # What fills the piece up writes to page 0, which is nobody's
+        slots = torch.where(places < bounds[1], page * self.page_tokens + places % self.page_tokens, 0)
+        has_kernels = self.has_kernels and not is_plain
         lengths = self._lengths[:rows] + 1
-        step = replace(
-            piece,
-            slots=torch.cat([piece.slots, self._slots(rows)]),
+        step = Step(
+            self.cache,
+            slots=torch.cat([slots, self._slots(rows)]),
             block_table=self._table(lengths),
             lengths=lengths,
+            has_kernels=has_kernels,
+            piece=size,
+            piece_pages=pages,
+            bounds=bounds,
+            context=context,
+            gathered=self.context_tokens,
         )
-        told = torch.cat([torch.tensor(ids, device=self.device), self._tokens[:rows]])
+        ids = torch.cat([ids, self._tokens[:rows]])
         places = torch.cat([places, self._lengths[:rows].long()])
-        return step, self._hidden(told, places, step, is_fused=self.is_fused), lengths
+        return self._hidden(ids, places, step, is_fused=self.is_fused and not is_plain)
+
+    def _blank(self, rows: int, most: int) -> None:
+        """The rows from `rows` on stand for nothing, and write to page 0, which is nobody's."""
+        if rows < most:
+            self._lengths[rows:most] = 0
+            self._block_table[rows:most, 0] = 0
 
     @torch.inference_mode()
     def decode(self, rows: int) -> list[Drawn]:
@@ -201,18 +237,15 @@ class Runner:
         size = next((size for size in self._sizes() if size >= rows), rows)
         graph = self._graphs.get((size, most))
         if graph is not None:
-            # Rows that stand for nothing write to page 0, which is nobody's
-            self._lengths[rows:size] = 0
-            self._block_table[rows:size, 0] = 0
+            self._blank(rows, size)
             graph.replay()
-            return _read(*graph.drawn)[:rows]
+            return _read(*graph.given)[:rows]
         return _read(*self._decode(rows, most))
 
     @torch.inference_mode()
     def logits_of(self, pages: Sequence[int], ids: Sequence[int], last: int) -> torch.Tensor:
-        """The logits behind the last tokens of a fresh sequence, (last, vocabulary); for comparing."""
-        step, places = self._extension(pages, ids, 0)
-        return self._logits(self._hidden(torch.tensor(ids, device=self.device), places, step)[-last:]).float()
+        """The logits behind the last tokens of a fresh sequence, (last, vocabulary), the plain way; for comparing."""
+        return self._logits(self._joined_pass(0, pages, ids, 0, is_plain=True)[1][-last:]).float()
 
     @torch.inference_mode()
     def own_logits(self, ids: Sequence[int], last: int) -> torch.Tensor:
@@ -228,8 +261,9 @@ class Runner:
     @torch.inference_mode()
     def both_logits(self, rows: int, pages: Sequence[int], ids: Sequence[int], last: int) -> torch.Tensor:
         """The logits behind the last tokens of a prompt read at once, and the rows'; for comparing."""
-        hidden = self._both(rows, pages, ids, 0)[1]
-        return self._logits(hidden[len(ids) - last :]).float()
+        size, hidden = self._joined_pass(rows, pages, ids, 0)
+        wanted = torch.cat([hidden[len(ids) - last : len(ids)], hidden[size : size + rows]])
+        return self._logits(wanted).float()
 
     @torch.inference_mode()
     def decode_logits(self, rows: int) -> torch.Tensor:
@@ -258,7 +292,7 @@ class Runner:
     def _table(self, lengths: torch.Tensor) -> torch.Tensor:
         """The pages of the first rows; without a kernel, which reads what is there alone, no more than are in use."""
         rows = len(lengths)
-        if self.has_kernels:
+        if self.has_kernels or not rows:
             return self._block_table[:rows]
         return self._block_table[:rows, : -(-int(lengths.max()) // self.page_tokens)]
 
@@ -272,7 +306,7 @@ class Runner:
         """The hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
         if is_fused:
             quicker = self._unpacked if self.is_unpacking and len(ids) >= MANY else {}
-            return fused_hidden(self.model, ids, places, step, quicker)
+            return fused_hidden(self.model, ids, places, step, quicker, self._on_layer)
         out = self.model.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False, step=step)
         hidden: torch.Tensor = out.last_hidden_state
         return hidden[0]
@@ -301,28 +335,55 @@ class Runner:
     def _sizes(self) -> list[int]:
         return sorted({size for size, _ in self._graphs})
 
+    @property
+    def joined_tokens(self) -> list[int]:
+        """Tokens of the passes with a piece that are recorded, the shortest first."""
+        return sorted({tokens for tokens, _ in self._joined_graphs})
+
     @torch.inference_mode()
-    def capture(self, sizes: Sequence[int], tell: Callable[[float], None] = lambda _: None) -> None:
-        """Record the decode step for so many rows as CUDA graphs. Nothing may be in the rows.
+    def capture(
+        self,
+        sizes: Sequence[int],
+        joined: Sequence[tuple[int, int]] = (),
+        tell: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """Record the decode step for so many rows as CUDA graphs, and passes with a piece (see `joined_shapes`).
+
+        Each must have been taken before, so that its kernels are loaded; doing that here would take as much memory
+        again. Nothing may be in the rows.
 
         Raises:
             RuntimeError: the step waits for the GPU somewhere, or there is no room.
         """
-        pool = None
-        wanted = list(itertools.product(sorted(sizes, reverse=True), (FEW, MOST)))
-        for number, (size, most) in enumerate(wanted):
-            graph = _Graph(lambda size=size, most=most: self._decode(size, most), pool)  # type: ignore[misc]
-            pool = graph.pool
-            self._graphs[size, most] = graph
-            tell((number + 1) / len(wanted))
+        # The largest first: the others find room in its memory
+        joined = sorted(joined, reverse=True)
+        alone = list(itertools.product(sorted(sizes, reverse=True), (FEW, MOST)))
+        width = self.model.config.get_text_config().hidden_size
+        most = max((tokens for tokens, _ in joined), default=0)
+        self._told = torch.zeros(2 + self._block_table.shape[1] + most, dtype=torch.int64, device=self.device)
+        self._hidden_states = torch.zeros((most, width), dtype=self.model.dtype, device=self.device)
+        recorder = Recorder()
+        for number, (tokens, rows) in enumerate(joined):
+            self._joined_graphs[tokens, rows] = recorder.record(partial(self._joined_step, tokens - rows, rows))
+            tell((number + 1) / len(joined + alone))
+        for number, (size, most) in enumerate(alone, len(joined)):
+            self._graphs[size, most] = recorder.record(partial(self._decode, size, most))
+            tell((number + 1) / len(joined + alone))
         self._lengths.zero_()
 
+    def _joined_step(self, size: int, rows: int) -> tuple[torch.Tensor, ...]:
+        """What is recorded of a pass with a piece: all but drawing."""
+        told = self._told[: 2 + self._block_table.shape[1] + size]
+        self._hidden_states[: size + rows] = self._joined_hidden(told, size, rows, size)
+        return ()
+
     def on_layer(self, tell: Callable[[], None]) -> None:
-        """Have `tell` called before each of the model's own layers, until `give_back`: a long pass moves too."""
+        """Have `tell` called before each of the model's layers, until `give_back`: a long pass moves too."""
 
         def before(*_: object) -> None:
             tell()
 
+        self._on_layer = tell
         self._hooks += [layer.register_forward_pre_hook(before) for layer in decoder_layers(self.model)]
 
     def give_back(self) -> None:
@@ -330,8 +391,9 @@ class Runner:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._on_layer = _nothing
         self.model.config._attn_implementation = "sdpa"
-        self._graphs.clear()
+        self.forget_graphs()
         self._unpacked.clear()
         self.cache.keys.clear()
         self.cache.values.clear()
@@ -340,42 +402,14 @@ class Runner:
 
     def forget_graphs(self) -> bool:
         """Go on without graphs; whether there were any."""
-        had_some = bool(self._graphs)
+        had_some = bool(self._graphs or self._joined_graphs)
         self._graphs.clear()
+        self._joined_graphs.clear()
         return had_some
 
-    @contextlib.contextmanager
-    def eager(self) -> Iterator[None]:
-        """Steps inside are taken without graphs."""
-        graphs, self._graphs = self._graphs, {}
-        try:
-            yield
-        finally:
-            self._graphs = graphs
 
-
-class _Graph:
-    """One recorded step."""
-
-    def __init__(self, step: Callable[[], tuple[torch.Tensor, ...]], pool: Any) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self.drawn = step()
-
-    @property
-    def pool(self) -> Any:
-        """The memory that graphs share."""
-        return self._graph.pool()
-
-    def replay(self) -> None:
-        """Take the step."""
-        self._graph.replay()
+def _nothing() -> None:
+    """Nobody listens."""
 
 
 def _read(tokens: torch.Tensor, logprobs: torch.Tensor, is_sound: torch.Tensor) -> list[Drawn]:

@@ -5,7 +5,6 @@ tokens at once is measured first, and a quick way may not be noticeably further.
 ties, so a token counts as lost only where the two likeliest are further apart than rounding moved on the plain way.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from app.engine.base import Sampling
-from app.engine.batched.runner import Runner
+from app.engine.batched.runner import Drawn, Runner
+from app.engine.batched.sampler import MOST
 from app.engine.batched.unpack import MANY
 from app.errors import first_line
 
@@ -22,6 +22,14 @@ _TOKENS = 8
 _OVER_A_PAGE = 40
 _ROWS = (4, 1)
 _MORE = 1.5
+_WAYS = {
+    "has_kernels": "the attention kernel",
+    "is_fused": "the fused step",
+    "is_unpacking": "unpacking matrices by ourselves",
+}
+_LIKELIEST = Sampling(temperature=0.0)
+# As good as the likeliest, but drawn from as many as are ever drawn from
+_LIKELIEST_OF_MANY = Sampling(temperature=1e-3, top_k=MOST)
 # A few of bf16's last bits, for models that are exact otherwise
 _LEAST = 0.02
 _LEAST_LOGPROB = 0.05
@@ -132,59 +140,71 @@ def set_rows(runner: Runner, rows: int, tokens: int = 0) -> None:
         runner.set_next(row, 7 % runner.vocabulary, tokens)
 
 
-@torch.inference_mode()
-def graphs_against_eager(runner: Runner, sizes: Sequence[int]) -> str:
-    """What is wrong with the recorded steps, compared with those they were recorded from; empty for nothing.
+def steps_of(runner: Runner, sizes: Sequence[int], joined: Sequence[tuple[int, int]]) -> list[list[Drawn]]:
+    """What comes of all passes that are to be recorded, or are, each filled: rounding differs by shape."""
+    pages = runner.cache.keys[0].shape[0] - 1
+    alone = [(rows, 0, sampling) for rows in sizes for sampling in (_LIKELIEST, _LIKELIEST_OF_MANY)]
+    both = [(rows, tokens - rows, _LIKELIEST) for tokens, rows in joined if -(-tokens // runner.page_tokens) < pages]
+    return [_taken(runner, *told) for told in alone + both]
+
+
+def difference_of(recorded: Sequence[Sequence[Drawn]], plain: Sequence[Sequence[Drawn]]) -> str:
+    """What is wrong with recorded steps, compared with those that they were recorded from; empty for nothing.
 
     The likeliest token's log-probability is compared: near ties may fall either way, and have the same one.
     """
     worst = 0.0
-    for size in sizes:
-        found = []
-        for way in (contextlib.nullcontext, runner.eager):
-            _set_apart(runner, size)
-            with way():
-                found.append(runner.decode(size))
-        for graphed, eager in zip(*found, strict=True):
-            if not graphed.is_sound or not eager.is_sound:
-                return f"at {size} rows a step gives numbers that are none"
-            worst = max(worst, abs(graphed.logprob - eager.logprob))
+    for ours, theirs in zip(recorded, plain, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            if not one.is_sound or not other.is_sound:
+                return f"a step for {len(ours)} gives numbers that are none"
+            worst = max(worst, abs(one.logprob - other.logprob))
     return "" if worst <= _LEAST_LOGPROB else f"log-probabilities differ by {worst:.4f}"
 
 
-def _set_apart(runner: Runner, rows: int) -> None:
-    """Rows with a token each and a page each, as far as there are pages."""
-    last = runner.cache.keys[0].shape[0] - 1
+def _taken(runner: Runner, rows: int, piece: int, sampling: Sampling) -> list[Drawn]:
+    """A step for rows with a token each, and a page each as far as there are pages, and for a piece of a prompt."""
+    last = runner.cache.keys[0].shape[0] - 1 - -(-piece // runner.page_tokens)
     for row in range(rows):
-        runner.put(row, Sampling(temperature=0.0), row)
+        runner.put(row, sampling, row)
         runner.place(row, [1 + row % last])
         runner.set_next(row, (7 * row + 1) % runner.vocabulary, 0)
+    if not piece:
+        return runner.decode(rows)
+    pages = list(range(last + 1, runner.cache.keys[0].shape[0]))
+    ids = [(5 * place + 3) % runner.vocabulary for place in range(piece)]
+    # The last row cannot be had by two
+    is_last = rows < runner.rows
+    if is_last:
+        runner.put(rows, sampling, rows)
+    written, first = runner.decode_and_extend(rows, pages, ids, 0, is_last=is_last)
+    return [*written, *([first] if first else [])]
 
 
 def choose(runner: Runner) -> list[str]:
     """Take back the quick ways that compute something else, one after the other; a sentence for each that went."""
-    wanted = {name: getattr(runner, name) for name in ("has_kernels", "is_fused")}
-    runner.is_fused = runner.has_kernels = False
+    # The simplest first: what is found wrong is then its own fault
+    ways = [way for way in _WAYS if getattr(runner, way)]
+    for way in ways:
+        setattr(runner, way, False)
     plain = {rows: against_reading(runner, rows) for rows in _ROWS}
     taken_back: list[str] = []
-    # The simplest first: what is found wrong is then its own fault
-    for way, name in (("the attention kernel", "has_kernels"), ("the fused step", "is_fused")):
-        if not wanted[name]:
-            continue
-        setattr(runner, name, True)
-        problem = _problem(runner, plain, against_reading)
-        if problem:
-            setattr(runner, name, False)
-            taken_back.append(f"{way} is off: {problem}")
-    of_several = {_ROWS[0]: plain[_ROWS[0]]}
-    problem = _problem(runner, of_several, joined_against_reading)
-    if problem and runner.is_unpacking:
-        runner.is_unpacking = False
-        taken_back.append(f"unpacking matrices by ourselves is off: {problem}")
-        problem = _problem(runner, of_several, joined_against_reading)
+    joined = {_ROWS[0]: plain[_ROWS[0]]}
+    problem = _problem(runner, joined, joined_against_reading)
     if problem:
         runner.is_joined = False
         taken_back.append(f"reading and writing in one pass is off: {problem}")
+    for way in ways:
+        # Matrices are unpacked in the fused step alone
+        if way == "is_unpacking" and not runner.is_fused:
+            continue
+        setattr(runner, way, True)
+        problem = _problem(runner, plain, against_reading)
+        if not problem and runner.is_joined:
+            problem = _problem(runner, joined, joined_against_reading)
+        if problem:
+            setattr(runner, way, False)
+            taken_back.append(f"{_WAYS[way]} is off: {problem}")
     return taken_back
 
 

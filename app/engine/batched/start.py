@@ -18,12 +18,13 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.batched import selftest
+from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import Pace
 from app.engine.batched.runner import Runner
-from app.engine.memory import MemoryPlan, ModelShape
+from app.engine.memory import GIB, MOST_RECORDED, MemoryPlan, ModelShape
 
 _BITS_OF_NF4 = 4.127  # with double quantization: 4 + 8 / 64 + 32 / (64 * 256)
-_WARM_PIECES = (1, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+_WARM_TOKENS = (65, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 _LONGEST_JOINED_S = 0.25
 _log = logging.getLogger(__name__)
 # What is being done, and how far it is, 0 to 1
@@ -137,8 +138,7 @@ def _made_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     has_graphs = False
     pace = Pace(largest=plan.largest_piece)
     if runner.device.type == "cuda":
-        sizes = [1 << power for power in range(plan.rows.bit_length())]
-        has_graphs = _capture(runner, sizes, tell, taken_back)
+        has_graphs = _capture(runner, plan, tell, taken_back)
         pace = _warm_up(runner, plan, tell)
     for sentence in taken_back:
         _log.warning("%s", sentence)
@@ -146,14 +146,21 @@ def _made_ready(runner: Runner, plan: MemoryPlan, tell: Tell) -> Ready:
     return Ready(_way_of(runner, plan, has_graphs, taken_back), pace, taken_back)
 
 
-def _capture(runner: Runner, sizes: list[int], tell: Tell, taken_back: list[str]) -> bool:
+def _capture(runner: Runner, plan: MemoryPlan, tell: Tell, taken_back: list[str]) -> bool:
     """Record the graphs and compare them with the steps they were recorded from; whether they stay."""
     if not runner.has_kernels:
         taken_back.append("CUDA graphs are off: they need the attention kernel")
         return False
+    sizes = [1 << power for power in range(plan.rows.bit_length())]
+    joined = joined_shapes(plan.rows, _most_at_once(plan)) if runner.is_joined else []
     try:
-        runner.capture(sizes, lambda share: tell("Recording CUDA graphs", share))
-        problem = selftest.graphs_against_eager(runner, sizes)
+        # Before there are graphs: this loads their kernels, and there may be no memory for both at the same time
+        plain = selftest.steps_of(runner, sizes, joined)
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        runner.capture(sizes, joined, lambda share: tell("Recording CUDA graphs", share))
+        _log.info("CUDA graphs took %.2f GiB", (free - torch.cuda.mem_get_info()[0]) / GIB)
+        problem = selftest.difference_of(selftest.steps_of(runner, sizes, joined), plain)
     except Exception as error:
         problem = selftest.said_by(error)
         if runner.is_lost():
@@ -166,40 +173,53 @@ def _capture(runner: Runner, sizes: list[int], tell: Tell, taken_back: list[str]
 
 def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
     """Take passes of all sizes once, so that no person waits for kernels to be loaded; what passes cost here."""
-    pages = list(range(1, plan.pages))
-    most = min(plan.largest_piece, plan.kv_tokens // 2, plan.window)
-    sizes = [size for size in _WARM_PIECES if size <= most]
+    recorded = runner.joined_tokens
+    longer = [tokens for tokens in _WARM_TOKENS if max(recorded, default=0) < tokens <= _most_at_once(plan)]
+    sizes = [*recorded, *longer]
     took_s: dict[int, float] = {}
     selftest.set_rows(runner, plan.rows)
     largest = plan.largest_piece
-    for number, size in enumerate(sizes):
-        ids = [number % runner.vocabulary] * size
+    if recorded and largest <= MOST_RECORDED:
+        # There is memory for what is recorded, and for nothing beside it
+        largest = runner.longest_piece(max(recorded), 1)
+    for number, tokens in enumerate(sizes):
         try:
-            runner.extend(pages, ids, 0, row=0)
-            if runner.is_joined and max(took_s.values(), default=0.0) < _LONGEST_JOINED_S:
-                took_s[size] = max(_joined_s(runner, rows, pages, ids) for rows in (1, plan.rows))
+            _read(runner, plan, tokens, rows=0)
+            is_slow = max(took_s.values(), default=0.0) > _LONGEST_JOINED_S
+            if tokens in recorded or (runner.is_joined and not recorded and not is_slow):
+                took_s[tokens] = max(_read(runner, plan, tokens, rows=rows) for rows in {1, plan.rows})
         except torch.OutOfMemoryError:
             if number == 0:
                 raise
-            largest = sizes[number - 1]
-            _log.warning("there is no room for pieces of %d tokens; %d is the longest", size, largest)
+            largest = min(largest, sizes[number - 1])
+            _log.warning("there is no room for pieces of %d tokens; %d is the longest", tokens, largest)
             break
         tell("Warming up", (number + 1) / len(sizes))
     runner.wait()
-    shown = ", ".join(f"{size}: {1e3 * seconds:.0f}" for size, seconds in took_s.items())
-    _log.info("ms of a pass with %d rows and so many tokens of a prompt: %s", plan.rows, shown)
-    return Pace.of(took_s, largest)
+    shown = ", ".join(f"{tokens}: {1e3 * seconds:.0f}" for tokens, seconds in took_s.items())
+    _log.info("ms of a pass of so many tokens, one of each of %d rows among them: %s", plan.rows, shown)
+    return Pace.of(took_s, largest, recorded)
 
 
-def _joined_s(runner: Runner, rows: int, pages: list[int], ids: list[int]) -> float:
-    """Seconds of a pass of a piece and rows, taken for the second time."""
+def _read(runner: Runner, plan: MemoryPlan, tokens: int, *, rows: int) -> float:
+    """Seconds of a pass of so many tokens, the rows' among them, taken for the second time."""
+    pages = list(range(1, plan.pages))
+    ids = [tokens % runner.vocabulary] * min(tokens, runner.longest_piece(tokens, rows))
     took_s = 0.0
-    for _ in range(2):
+    for _ in range(2 if rows else 1):
         runner.set_all_lengths(1)
         started = time.monotonic()
-        runner.decode_and_extend(rows, pages, ids, 0, is_last=False)
+        if rows:
+            runner.decode_and_extend(rows, pages, ids, 0, is_last=False)
+        else:
+            runner.extend(pages, ids, 0, row=0)
         took_s = time.monotonic() - started
     return took_s
+
+
+def _most_at_once(plan: MemoryPlan) -> int:
+    """Tokens of the longest piece that is ever read here."""
+    return min(plan.largest_piece, plan.kv_tokens // 2, plan.window)
 
 
 def _way_of(runner: Runner, plan: MemoryPlan, has_graphs: bool, taken_back: list[str]) -> str:
