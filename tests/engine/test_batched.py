@@ -4,6 +4,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched import attention, runner, selftest
 from app.engine.batched.engine import BatchedEngine
+from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.offload import HostPages
 from app.engine.batched.pace import Pace
 from app.engine.batched.pages import OutOfPages, PagePool
@@ -47,6 +49,7 @@ class Desk:
         self.pool = PagePool(pages, PAGE, self.store)
         self.given: queue.Queue[Delta | Finished] = queue.Queue()
         self.lost: list[str] = []
+        self.slower: list[str] = []
         self.start()
         self.ids: dict[str, list[int]] = defaultdict(list)
         self.texts: dict[str, str] = defaultdict(str)
@@ -59,6 +62,7 @@ class Desk:
             self.given.put,
             lambda is_gpu: self.lost.append("the GPU" if is_gpu else "the loop"),
             prepare=lambda _: self.pace,
+            on_slower=self.slower.append,
             store=self.store,
         )
 
@@ -395,7 +399,8 @@ def kernel(seen: Callable[..., Any] = unchanged, read: Callable[..., Any] = unch
     return SimpleNamespace(paged_decode=paged_decode, paged_extend=paged_extend)
 
 
-# Tokens of passes that are recorded in tests, and rows among them
+# Rows of the steps that are recorded in tests; tokens of the passes with a piece, and rows among them
+SIZES = [1, 2, 4, 8]
 SHAPES = [(32, 1), (32, 8), (64, 1), (64, 8)]
 
 
@@ -419,7 +424,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setattr(runner, "Recorder", lambda: SimpleNamespace(record=TakenAgain))
     desk = Desk(pace=Pace(64, largest=64, sizes=(32, 64)))
     desk.runner.has_kernels = True
-    desk.runner.capture([1, 2, 4, 8], SHAPES)
+    desk.runner.capture(SIZES, SHAPES)
     yield desk
     desk.engine.close()
 
@@ -442,23 +447,131 @@ def test_a_piece_longer_than_what_is_recorded_is_read_all_the_same(recorded: Des
     assert not any(graph.replays for graph in recorded.runner._joined_graphs.values())  # type: ignore[attr-defined]
 
 
-def test_a_recorded_pass_that_gives_something_else_is_found(recorded: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_passes_are_held_against_those_they_were_recorded_from(recorded: Desk) -> None:
     graphs = recorded.runner._joined_graphs
-    by_graphs = selftest.steps_of(recorded.runner, [1, 2, 4, 8], SHAPES)
+    problem_of = partial(selftest.recorded_problem, recorded.runner, SIZES, SHAPES)
+    plain = plain_steps(recorded)
+    assert problem_of(plain) == ""
     assert all(graph.replays for graph in graphs.values())  # type: ignore[attr-defined]
-    monkeypatch.setattr(graphs[64, 8], "step", lambda: recorded.runner._hidden_states.zero_())
-    wrong = selftest.steps_of(recorded.runner, [1, 2, 4, 8], SHAPES)
-    recorded.runner.forget_graphs()
-    plain = selftest.steps_of(recorded.runner, [1, 2, 4, 8], SHAPES)
-    assert selftest.difference_of(by_graphs, plain) == ""
-    assert "log-probabilities differ" in selftest.difference_of(wrong, plain)
 
 
-def test_a_step_that_fails_ends_recorded_passes_with_pieces_too(recorded: Desk) -> None:
-    assert recorded.runner.forget_graphs()
-    assert recorded.runner.joined_tokens == []
+def plain_steps(desk: Desk) -> list[list[float]]:
+    """What its passes give without graphs."""
+    runner = desk.runner
+    graphs, joined = runner._graphs, runner._joined_graphs
+    runner._graphs, runner._joined_graphs = {}, {}
+    found = selftest.steps_of(runner, SIZES, SHAPES)
+    runner._graphs, runner._joined_graphs = graphs, joined
+    return found
+
+
+def no_rows(runner: Any, tokens: int, rows: int, step: Callable[[], Any]) -> None:
+    step()
+    runner._hidden_states[tokens - rows : tokens] = 0
+
+
+def no_piece(runner: Any, tokens: int, rows: int, step: Callable[[], Any]) -> None:
+    step()
+    runner._hidden_states[: tokens - rows] = 0
+
+
+def numbers_that_are_none(runner: Any, tokens: int, rows: int, step: Callable[[], Any]) -> None:
+    step()
+    runner._hidden_states[: tokens - rows] = float("nan")
+
+
+def always_from_the_start(runner: Any, tokens: int, rows: int, step: Callable[[], Any]) -> None:
+    runner._told[0], runner._told[1] = 0, tokens - rows
+    step()
+
+
+def always_filled(runner: Any, tokens: int, rows: int, step: Callable[[], Any]) -> None:
+    runner._told[0] = runner._told[1] - (tokens - rows)
+    step()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("wrong", [no_rows, no_piece, numbers_that_are_none, always_from_the_start, always_filled])
+def test_a_recorded_pass_that_gives_something_else_is_found(
+    recorded: Desk, shape: tuple[int, int], wrong: Callable[..., None]
+) -> None:
+    plain = plain_steps(recorded)
+    graph: Any = recorded.runner._joined_graphs[shape]
+    graph.step = partial(wrong, recorded.runner, *shape, graph.step)
+    assert "log-probabilities differ" in selftest.recorded_problem(recorded.runner, SIZES, SHAPES, plain)
+
+
+def test_recorded_passes_that_fail_are_given_up_and_the_prompt_is_read_without_them(
+    recorded: Desk, alone: LocalEngine
+) -> None:
+    def failing() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    for graph in recorded.runner._joined_graphs.values():
+        graph.replay = failing  # type: ignore[method-assign]
+    prompt = prompt_of(1, 60)
+    ids, ended = recorded.write(prompt)
+    assert ids == serially(alone, prompt)
+    assert ended.reason in ("length", "stop")
+    assert recorded.slower == ["CUDA graphs are off: reading a prompt failed (RuntimeError)"]
     assert not recorded.runner.forget_graphs()
-    assert recorded.write(prompt_of(1, 60))[1].reason in ("length", "stop")
+
+
+def test_what_fills_a_recorded_pass_up_harms_nobody(recorded: Desk, alone: LocalEngine) -> None:
+    """Rows that stand for nothing have pages in the table that are somebody else's by now."""
+    asked = {"long0": (prompt_of(0, 20), 250), "long1": (prompt_of(1, 25), 250)}
+    asked |= {f"short{number}": (prompt_of(10 + number, 40), 5) for number in range(5)}
+    asked |= {f"late{number}": (prompt_of(20 + number, 200), 20) for number in range(6)}
+    for name, (prompt, tokens) in asked.items():
+        recorded.add(name, prompt, tokens=tokens)
+    recorded.read(len(asked))
+    for name, (prompt, tokens) in asked.items():
+        assert recorded.ids[name] == serially(alone, prompt, tokens), name
+
+
+@pytest.mark.parametrize("tokens", [505, 508, 510, 511])
+def test_a_prompt_that_fills_the_window_is_not_written_over_by_what_fills_its_last_pass_up(
+    recorded: Desk, alone: LocalEngine, tokens: int
+) -> None:
+    recorded.pace.largest = 63
+    prompt = prompt_of(tokens, tokens)
+    ids = recorded.write(prompt)[0]
+    assert len(ids) == 512 - tokens
+    assert ids == serially(alone, prompt)[: len(ids)]
+
+
+def test_a_pass_that_needs_to_know_where_its_piece_ends_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Recorder", lambda: SimpleNamespace(record=TakenAgain))
+    desk = Desk()
+    with pytest.raises(RuntimeError, match="where its piece ends"):
+        desk.runner.capture([], SHAPES)
+    desk.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "most_tokens", "shapes"),
+    [
+        (64, 8192, [(tokens, rows) for tokens in (192, 384, 512, 768, 1024) for rows in (1, 16, 64)]),
+        (8, 400, [(192, 1), (192, 8), (384, 1), (384, 8)]),
+        (1, 192, [(192, 1)]),
+        (4, 191, []),
+    ],
+)
+def test_what_is_recorded_fits_the_rows_and_the_room(
+    rows: int, most_tokens: int, shapes: list[tuple[int, int]]
+) -> None:
+    assert joined_shapes(rows, most_tokens) == shapes
+
+
+@pytest.mark.parametrize(("rows", "longest", "with_thirty"), [(0, 63, 32), (1, 63, 32), (2, 56, 64), (8, 56, 64)])
+def test_a_piece_is_as_long_as_the_rows_leave_room_for(
+    recorded: Desk, rows: int, longest: int, with_thirty: int
+) -> None:
+    assert recorded.runner.longest_piece(64, rows) == longest
+    assert recorded.runner.tokens_with(30, rows) == with_thirty
+    recorded.runner.forget_graphs()
+    assert recorded.runner.longest_piece(256, rows) == 256 - rows
+    assert recorded.runner.tokens_with(30, rows) == 30 + rows
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 from app.engine.batched import selftest, start
+from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import FIRST_TOKENS, MOST_STALL_S, Pace
 from app.engine.batched.start import CannotBatch, bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
 from app.engine.hosting import expected_plan, free_ram_bytes, why_demo, why_not_batched
@@ -76,7 +77,7 @@ def test_the_models_own_forward_is_compared_and_left_as_it_was() -> None:
 def test_steps_that_were_recorded_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_for(tiny_model(), PLAN)
     plain = selftest.steps_of(runner, [1, 2, 8], [])
-    assert selftest.difference_of(selftest.steps_of(runner, [1, 2, 8], []), plain) == ""
+    assert selftest.recorded_problem(runner, [1, 2, 8], [], plain) == ""
     decode = runner.decode
 
     def wrong(rows: int) -> Any:
@@ -85,7 +86,7 @@ def test_steps_that_were_recorded_wrong_are_found(monkeypatch: pytest.MonkeyPatc
         return decode(rows)
 
     monkeypatch.setattr(runner, "decode", wrong)
-    assert "log-probabilities differ" in selftest.difference_of(selftest.steps_of(runner, [1, 2, 8], []), plain)
+    assert "log-probabilities differ" in selftest.recorded_problem(runner, [1, 2, 8], [], plain)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,44 @@ def test_what_there_is_no_memory_for_is_found_out_while_warming_up(monkeypatch: 
     pace = start._warm_up(runner, PLAN, told)
     assert pace.largest == 192
     assert pace.tokens <= 192
+
+
+@pytest.mark.parametrize(("largest_piece", "is_short_from", "expected"), [(8192, 1100, 1023), (1024, 9000, 1023)])
+def test_beside_recorded_passes_no_piece_is_longer_than_what_was_tried(
+    monkeypatch: pytest.MonkeyPatch, largest_piece: int, is_short_from: int, expected: int
+) -> None:
+    runner = runner_for(tiny_model(), PLAN)
+    taken: list[int] = []
+
+    def extend(_pages: Any, ids: Any, *_: Any, **__: Any) -> None:
+        taken.append(len(ids))
+        if len(ids) > is_short_from:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(runner, "_joined_graphs", dict.fromkeys(joined_shapes(8, 8192)))
+    monkeypatch.setattr(runner, "extend", extend)
+    monkeypatch.setattr(runner, "decode_and_extend", lambda *_, **__: None)
+    pace = start._warm_up(runner, MemoryPlan(0, 0, 0, 2000, 8, 16384, largest_piece, 16), told)
+    assert pace.largest == expected
+    assert expected in taken
+    assert pace.sizes == (192, 384, 512, 768, 1024)
+    # What is not recorded is tried as it will be read
+    assert (2048 in taken) == (largest_piece > 1024)
+
+
+def test_recorded_passes_decide_how_many_tokens_a_pass_has() -> None:
+    sizes = (192, 384, 512, 768, 1024)
+    took_s = {192: 0.066, 384: 0.08, 512: 0.096, 768: 0.116, 1024: 0.142}
+    pace = Pace.of(took_s, 8192, sizes)
+    assert pace.tokens == 512
+    for _ in range(20):
+        pace.learn(pace.tokens, took_s[pace.tokens] + 0.07)
+    assert pace.tokens == 192
+    for _ in range(20):
+        pace.learn(pace.tokens, took_s[pace.tokens])
+    assert pace.tokens == 512
+    assert Pace.of({192: 0.07}, 8192, (192,)).tokens == 192
+    assert Pace.of({}, 8192, (384, 512)).tokens == 384
 
 
 def test_on_a_slow_computer_pieces_are_not_shorter_than_what_a_pass_costs_anyway() -> None:

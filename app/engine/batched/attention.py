@@ -12,9 +12,11 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import AttentionInterface
 
+from app.engine.memory import MOST_RECORDED
+
 NAME = "ponder_paged"
 # Longer pieces are quicker with torch's own attention, and copying what they look at is a small part then
-MOST_IN_PLACE = 1024
+MOST_IN_PLACE = MOST_RECORDED
 
 
 @dataclass(slots=True)
@@ -34,8 +36,8 @@ class Step:
     block_table: (rows, pages) int32, the pages of each row; 0 where there is none.
     lengths: (rows,) int32, tokens of each row with the new one.
     piece: how many of the tokens are the piece's; piece_pages: (pages,) int64, its sequence's; bounds: (2,) int64, that
-    sequence's tokens before the piece and with it; context: the latter as a plain number. gathered: tokens whose keys
-    and values may be copied together at a time.
+    sequence's tokens before the piece and with it; context: the latter as a plain number, 0 where only the GPU knows
+    it. gathered: tokens whose keys and values may be copied together at a time.
     """
 
     cache: PagedCache
@@ -97,8 +99,14 @@ def seen(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: St
 
 
 def extend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scaling: float) -> torch.Tensor:
-    """A piece of one prompt over all of its tokens so far; (tokens, heads, width)."""
+    """A piece of one prompt over all of its tokens so far; (tokens, heads, width).
+
+    Raises:
+        RuntimeError: only the GPU knows how many that are; `paged_extend` is for that.
+    """
     assert step.piece_pages is not None
+    if not step.context:
+        raise RuntimeError("a pass is recorded whose attention would have to be told where its piece ends")
     pages = step.piece_pages[: -(-step.context // step.cache.page_tokens)]
     read, value = (pages_of[pages].flatten(0, 1)[: step.context].transpose(0, 1)[None] for pages_of in (keys, values))
     asked = query.transpose(0, 1)[None]

@@ -316,7 +316,7 @@ class BatchedEngine:
             self._take(sequence, drawn)
 
     def _fail_to_read(self, sequence: _Sequence, error: Exception) -> None:
-        """Its own fault, and nobody else's, unless the GPU is gone.
+        """Its own fault, and nobody else's, unless the GPU is gone; with recorded passes it may be theirs.
 
         Raises:
             Exception: the GPU is gone.
@@ -328,6 +328,10 @@ class BatchedEngine:
         if self._runner.is_lost():
             raise error
         _log.error("reading a prompt failed", exc_info=error)
+        if isinstance(error, RuntimeError) and self._runner.forget_graphs():
+            # It reads again in the next step
+            self._on_slower(f"CUDA graphs are off: reading a prompt failed ({type(error).__name__})")
+            return
         self._fail(sequence, _failed_by(error))
 
     # Writing

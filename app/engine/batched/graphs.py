@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from app.engine.memory import MOST_RECORDED
+
 # Passes with a piece of a prompt are recorded for so many tokens in all, and so many rows among them, and as many rows
 # as there are; what is less is filled up. Matrices are multiplied in tiles of 128 tokens: one more costs another tile
-JOINED_TOKENS = (192, 384, 512, 768, 1024)
+JOINED_TOKENS = (192, 384, 512, 768, MOST_RECORDED)
 _JOINED_ROWS = (1, 16)
 
 

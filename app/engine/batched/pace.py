@@ -36,7 +36,8 @@ class Pace:
     @classmethod
     def of(cls, took_s: Mapping[int, float], largest: int, sizes: Sequence[int] = ()) -> "Pace":
         """From measured passes: seconds by tokens. `sizes` are those that passes come in, if not in any."""
-        found = cls(min(FIRST_TOKENS, largest), largest=largest, sizes=tuple(sorted(sizes)))
+        first = max((size for size in sizes if size <= FIRST_TOKENS), default=min(sizes, default=FIRST_TOKENS))
+        found = cls(min(first, largest), largest=largest, sizes=tuple(sorted(sizes)))
         if len(took_s) > 1:
             shortest, longest = min(took_s), max(took_s)
             found.cost_s = max(0.0, (took_s[longest] - took_s[shortest]) / (longest - shortest))

@@ -199,7 +199,8 @@ class Runner:
     ) -> torch.Tensor:
         """The hidden states of `size` tokens of a piece and of the rows' next tokens.
 
-        `told` is where the piece begins and ends, its sequence's pages, its tokens; `context` is its end once more.
+        `told` is where the piece begins and ends, its sequence's pages, its tokens; `context` is its end once more, or
+        0 in a pass that is being recorded, where only the GPU will know it.
         """
         bounds, pages, ids = told[:2], told[2 : 2 + self._block_table.shape[1]], told[-size:]
         places = bounds[0] + torch.arange(size, device=self.device)
@@ -259,9 +260,11 @@ class Runner:
         return logits.float()
 
     @torch.inference_mode()
-    def both_logits(self, rows: int, pages: Sequence[int], ids: Sequence[int], last: int) -> torch.Tensor:
-        """The logits behind the last tokens of a prompt read at once, and the rows'; for comparing."""
-        size, hidden = self._joined_pass(rows, pages, ids, 0)
+    def both_logits(
+        self, rows: int, pages: Sequence[int], ids: Sequence[int], last: int, start: int = 0
+    ) -> torch.Tensor:
+        """The logits behind the last tokens of a piece, and the rows', (last + rows, vocabulary); for comparing."""
+        size, hidden = self._joined_pass(rows, pages, ids, start)
         wanted = torch.cat([hidden[len(ids) - last : len(ids)], hidden[size : size + rows]])
         return self._logits(wanted).float()
 
@@ -374,7 +377,7 @@ class Runner:
     def _joined_step(self, size: int, rows: int) -> tuple[torch.Tensor, ...]:
         """What is recorded of a pass with a piece: all but drawing."""
         told = self._told[: 2 + self._block_table.shape[1] + size]
-        self._hidden_states[: size + rows] = self._joined_hidden(told, size, rows, size)
+        self._hidden_states[: size + rows] = self._joined_hidden(told, size, rows, 0)
         return ()
 
     def on_layer(self, tell: Callable[[], None]) -> None:

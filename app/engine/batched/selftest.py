@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from app.engine.base import Sampling
-from app.engine.batched.runner import Drawn, Runner
+from app.engine.batched.runner import Runner
 from app.engine.batched.sampler import MOST
 from app.engine.batched.unpack import MANY
+from app.engine.memory import MOST_RECORDED
 from app.errors import first_line
 
 # Tokens that are compared, behind more than a page of others, so that pages, blocks and splits all have a part in it
@@ -33,6 +34,8 @@ _LIKELIEST_OF_MANY = Sampling(temperature=1e-3, top_k=MOST)
 # A few of bf16's last bits, for models that are exact otherwise
 _LEAST = 0.02
 _LEAST_LOGPROB = 0.05
+# How many tokens a pass lacks that is not filled
+_LESS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,45 +143,83 @@ def set_rows(runner: Runner, rows: int, tokens: int = 0) -> None:
         runner.set_next(row, 7 % runner.vocabulary, tokens)
 
 
-def steps_of(runner: Runner, sizes: Sequence[int], joined: Sequence[tuple[int, int]]) -> list[list[Drawn]]:
-    """What comes of all passes that are to be recorded, or are, each filled: rounding differs by shape."""
-    pages = runner.cache.keys[0].shape[0] - 1
-    alone = [(rows, 0, sampling) for rows in sizes for sampling in (_LIKELIEST, _LIKELIEST_OF_MANY)]
-    both = [(rows, tokens - rows, _LIKELIEST) for tokens, rows in joined if -(-tokens // runner.page_tokens) < pages]
-    return [_taken(runner, *told) for told in alone + both]
+@torch.inference_mode()
+def steps_of(runner: Runner, sizes: Sequence[int], joined: Sequence[tuple[int, int]]) -> list[list[float]]:
+    """The likeliest tokens' log-probabilities after each pass that is to be recorded, or is; NaN for no number.
 
-
-def difference_of(recorded: Sequence[Sequence[Drawn]], plain: Sequence[Sequence[Drawn]]) -> str:
-    """What is wrong with recorded steps, compared with those that they were recorded from; empty for nothing.
-
-    The likeliest token's log-probability is compared: near ties may fall either way, and have the same one.
+    Each is filled, as rounding differs by shape. Near ties may fall either way, and have the same log-probability.
     """
-    worst = 0.0
-    for ours, theirs in zip(recorded, plain, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            if not one.is_sound or not other.is_sound:
-                return f"a step for {len(ours)} gives numbers that are none"
-            worst = max(worst, abs(one.logprob - other.logprob))
+    alone = [_after_decode(runner, rows, sampling) for rows in sizes for sampling in (_LIKELIEST, _LIKELIEST_OF_MANY)]
+    return alone + [_after_both(runner, rows, tokens - rows) for tokens, rows in joined]
+
+
+@torch.inference_mode()
+def recorded_problem(
+    runner: Runner, sizes: Sequence[int], joined: Sequence[tuple[int, int]], plain: Sequence[Sequence[float]]
+) -> str:
+    """What is wrong with the recorded passes, compared with `plain`, those that they were recorded from; or nothing."""
+    recorded = steps_of(runner, sizes, joined)
+    worst = _largest_difference(recorded, plain)
+    for (tokens, rows), filled in zip(joined, recorded[2 * len(sizes) :], strict=True):
+        # With a row and some tokens less, the rest must come out as before
+        if runner.tokens_with(tokens - rows - _LESS, rows - 1) == tokens:
+            some = _after_both(runner, rows, tokens - rows, is_filled=False)
+            worst = max(worst, _largest_difference([some], [[filled[0], *filled[_LESS + 1 : _LESS + rows]]]))
     return "" if worst <= _LEAST_LOGPROB else f"log-probabilities differ by {worst:.4f}"
 
 
-def _taken(runner: Runner, rows: int, piece: int, sampling: Sampling) -> list[Drawn]:
-    """A step for rows with a token each, and a page each as far as there are pages, and for a piece of a prompt."""
-    last = runner.cache.keys[0].shape[0] - 1 - -(-piece // runner.page_tokens)
-    for row in range(rows):
+def _largest_difference(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+    """Infinite where one of them is no number."""
+    pairs = [pair for both in zip(ours, others, strict=True) for pair in zip(*both, strict=True)]
+    apart = [abs(one - other) for one, other in pairs]
+    return max(apart) if all(map(math.isfinite, apart)) else math.inf
+
+
+def _fill_pages(runner: Runner) -> None:
+    """Something that looks as if it had been read, in the pages that are used below."""
+    generator = torch.Generator(runner.device).manual_seed(0)
+    rows, piece = _pages(runner, runner.rows, min(MOST_RECORDED, runner.context_tokens - 1))
+    for pages in (*runner.cache.keys, *runner.cache.values):
+        pages[1 : max(*rows, *piece) + 1].normal_(generator=generator)
+
+
+def _pages(runner: Runner, rows: int, piece: int) -> tuple[list[int], list[int]]:
+    """A page for each row as far as there are some, and pages for a piece behind more than a page of others."""
+    last = runner.cache.keys[0].shape[0] - 1
+    needed = min(-(-(_before(runner, piece) + piece) // runner.page_tokens), last - 1)
+    of_rows = min(rows, last - needed)
+    return [1 + row % of_rows for row in range(rows)], list(range(1 + of_rows, 1 + of_rows + needed))
+
+
+def _before(runner: Runner, piece: int) -> int:
+    """Tokens before a piece: more than a page of them, if there is room."""
+    room = min(runner.context_tokens, (runner.cache.keys[0].shape[0] - 2) * runner.page_tokens)
+    return max(0, min(runner.page_tokens + _OVER_A_PAGE, room - piece))
+
+
+def _stand_apart(runner: Runner, pages: Sequence[int], sampling: Sampling) -> None:
+    """Rows in the middle of texts; where they share a page, each writes to another place of it."""
+    _fill_pages(runner)
+    for row, page in enumerate(pages):
         runner.put(row, sampling, row)
-        runner.place(row, [1 + row % last])
-        runner.set_next(row, (7 * row + 1) % runner.vocabulary, 0)
-    if not piece:
-        return runner.decode(rows)
-    pages = list(range(last + 1, runner.cache.keys[0].shape[0]))
-    ids = [(5 * place + 3) % runner.vocabulary for place in range(piece)]
-    # The last row cannot be had by two
-    is_last = rows < runner.rows
-    if is_last:
-        runner.put(rows, sampling, rows)
-    written, first = runner.decode_and_extend(rows, pages, ids, 0, is_last=is_last)
-    return [*written, *([first] if first else [])]
+        runner.place(row, [page])
+        runner.set_next(row, (7 * row + 1) % runner.vocabulary, 1 + row % (runner.page_tokens - 1))
+
+
+def _after_decode(runner: Runner, rows: int, sampling: Sampling) -> list[float]:
+    _stand_apart(runner, _pages(runner, rows, 1)[0], sampling)
+    return [one.logprob if one.is_sound else math.nan for one in runner.decode(rows)]
+
+
+def _after_both(runner: Runner, rows: int, piece: int, *, is_filled: bool = True) -> list[float]:
+    """Of the last tokens of a piece, and of the rows; if it is not filled, without those tokens and the last row."""
+    of_rows, of_piece = _pages(runner, rows, piece)
+    _stand_apart(runner, of_rows, _LIKELIEST)
+    ids = [(5 * place + 3) % runner.vocabulary for place in range(piece if is_filled else piece - _LESS)]
+    asked, last = (rows, 1 + _LESS) if is_filled else (rows - 1, 1)
+    logits = runner.both_logits(asked, of_piece, ids, last, _before(runner, piece))
+    found: list[float] = logits.log_softmax(-1).amax(-1).tolist()
+    return found
 
 
 def choose(runner: Runner) -> list[str]:

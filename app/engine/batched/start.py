@@ -160,7 +160,7 @@ def _capture(runner: Runner, plan: MemoryPlan, tell: Tell, taken_back: list[str]
         free = torch.cuda.mem_get_info()[0]
         runner.capture(sizes, joined, lambda share: tell("Recording CUDA graphs", share))
         _log.info("CUDA graphs took %.2f GiB", (free - torch.cuda.mem_get_info()[0]) / GIB)
-        problem = selftest.difference_of(selftest.steps_of(runner, sizes, joined), plain)
+        problem = selftest.recorded_problem(runner, sizes, joined, plain)
     except Exception as error:
         problem = selftest.said_by(error)
         if runner.is_lost():
@@ -191,7 +191,8 @@ def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
         except torch.OutOfMemoryError:
             if number == 0:
                 raise
-            largest = min(largest, sizes[number - 1])
+            before = sizes[number - 1]
+            largest = min(largest, runner.longest_piece(before, 1) if before in recorded else before)
             _log.warning("there is no room for pieces of %d tokens; %d is the longest", tokens, largest)
             break
         tell("Warming up", (number + 1) / len(sizes))
@@ -204,7 +205,8 @@ def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
 def _read(runner: Runner, plan: MemoryPlan, tokens: int, *, rows: int) -> float:
     """Seconds of a pass of so many tokens, the rows' among them, taken for the second time."""
     pages = list(range(1, plan.pages))
-    ids = [tokens % runner.vocabulary] * min(tokens, runner.longest_piece(tokens, rows))
+    is_alone = not rows and tokens not in runner.joined_tokens
+    ids = [tokens % runner.vocabulary] * (tokens if is_alone else min(tokens, runner.longest_piece(tokens, rows)))
     took_s = 0.0
     for _ in range(2 if rows else 1):
         runner.set_all_lengths(1)
