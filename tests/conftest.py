@@ -9,8 +9,10 @@ from app.history.database import Database
 from app.history.store import Store
 from tests.databases import PostgresServer, postgresql
 from tests.live import LiveServer, serving
+from tests.reused import reuse_tables
 from tests.scripted import ScriptedEngine
 
+reuse_tables()
 # Their tests are about the database itself, so whatever uses one runs on both kinds
 _ON_BOTH_DATABASES = "tests/history/"
 

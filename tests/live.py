@@ -13,6 +13,7 @@ from app.engine.base import EngineStatus
 from app.routes.access import Services
 from app.server import http_config
 from app.web import build_app, build_services
+from tests.reused import reuse_page
 from tests.scripted import ScriptedEngine
 
 
@@ -42,6 +43,7 @@ class LiveServer:
 @contextmanager
 def serving(settings: Settings, engine: ScriptedEngine) -> Iterator[LiveServer]:
     """Serve while the `with` lasts."""
+    reuse_page()
     services = build_services(settings, engine)
     server = uvicorn.Server(http_config(build_app(services), port=0))
     started = threading.Event()

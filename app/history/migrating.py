@@ -1,5 +1,6 @@
 """Bringing the tables to the newest revision: once, whoever starts; never from a newer one; SQLite copied before."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -13,6 +14,7 @@ from app.errors import StorageFailed
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 
+@cache
 def head() -> str:
     """The revision this Ponder works with."""
     return ScriptDirectory(str(MIGRATIONS)).get_current_head() or ""
@@ -29,12 +31,16 @@ def refuse_unknown(revision: str, where: str) -> None:
     Raises:
         StorageFailed: it is such a one; names both.
     """
-    known = {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
-    if revision and revision not in known:
+    if revision and revision not in _known():
         raise StorageFailed(
             f"The database {where} is at revision {revision}, and this Ponder knows them up to {head()}: a newer "
             "Ponder was here. Start that one, or restore a copy from before it: python -m app restore FILE."
         )
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions())
 
 
 def upgrade(connection: Connection) -> None:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import httpx
 
 from tests.live import LiveServer
-from tests.people import OWN_PAGE
+from tests.people import NO_TLS, OWN_PAGE
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 60.0
@@ -37,7 +37,7 @@ class Person:
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, headers=OWN_PAGE, timeout=_PATIENCE_S)
+        self.client = httpx.Client(base_url=self.url, headers=OWN_PAGE, timeout=_PATIENCE_S, verify=NO_TLS)
 
     def __enter__(self) -> "Person":
         return self

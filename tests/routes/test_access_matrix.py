@@ -5,7 +5,6 @@ Each route stands in one of four tables here. A new one that stands in none fail
 
 import asyncio
 import itertools
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,14 +29,12 @@ from app.history.store import now
 from app.history.tables import ConversationTable, Table
 from app.web import build_app
 from tests.live import LiveServer, serving
-from tests.people import OWN_PAGE, PASSWORD, cookie_of, error_of
+from tests.people import NO_TLS, OWN_PAGE, PASSWORD, cookie_of, error_of
 from tests.scripted import CLOSE, HOLD, ScriptedEngine
 
 Key = tuple[str, str]
 UNKNOWN_ID = "0" * 32
 NEW_PASSWORD = "nine yellow bicycles"
-# One for all browsers: each would spend 20 ms on its own
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 

@@ -28,7 +28,7 @@ from app.config import Settings
 from app.history.store import now
 from app.web import build_app
 from tests.live import LiveServer, serving
-from tests.people import OWN_PAGE, PASSWORD
+from tests.people import NO_TLS, OWN_PAGE, PASSWORD
 from tests.scripted import ScriptedEngine
 
 PASSWORD_HASH = passwords.hashed(PASSWORD)
@@ -121,7 +121,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
     )
     with (
         serving(settings, ScriptedEngine()) as live,
-        httpx.Client(base_url=live.url, timeout=30) as client,
+        httpx.Client(base_url=live.url, timeout=30, verify=NO_TLS) as client,
     ):
         yield Fuzzed(live, client, build_app(live.services).openapi())
 

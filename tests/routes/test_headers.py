@@ -30,10 +30,9 @@ from app.history.store import now
 from app.routes.access import address_of
 from app.web import build_app
 from tests.live import LiveServer, serving
-from tests.people import PASSWORD
+from tests.people import NO_TLS, PASSWORD
 from tests.routes.test_access_matrix import (
     GRADIOS,
-    NO_TLS,
     UNKNOWN_ID,
     Key,
     gradios_routes_of,

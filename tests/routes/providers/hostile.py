@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tests.routes.providers.loopback import CLIENT_ID, CLIENT_SECRET, NO_TLS, free_port, served
+from tests.people import NO_TLS
+from tests.routes.providers.loopback import CLIENT_ID, CLIENT_SECRET, free_port, served
 
 ABSENT = object()
 KEY = RSAKey.generate_key(2048, {"kid": "first", "use": "sig", "alg": "RS256"})

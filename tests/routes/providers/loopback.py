@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from app.config import ProviderSettings, Settings
 from app.routes.access import Services
 from app.routes.provider_clients import Providers
 from app.web import build_app, build_services
+from tests.people import NO_TLS
 from tests.scripted import ScriptedEngine
 
 CLIENT_ID = "ponder"
@@ -31,8 +31,6 @@ CLIENT_SECRET = "a-client-secret-that-nobody-sees"
 ROOT = Path(__file__).parents[3]
 PASSWORD = "seven green bicycles"
 NEXT_PERSON = itertools.count(1)
-# Nothing here speaks TLS, and reading the system's certificates for each browser takes longer than all the rest
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Consents(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.people import NO_TLS
 from tests.routes.providers.hostile import (
     FOREIGN_KEY,
     HostileProvider,
@@ -15,7 +16,7 @@ from tests.routes.providers.hostile import (
     query_of,
     signed,
 )
-from tests.routes.providers.loopback import CLIENT_SECRET, NO_TLS, PASSWORD, Visitor, free_port, process, wait_for
+from tests.routes.providers.loopback import CLIENT_SECRET, PASSWORD, Visitor, free_port, process, wait_for
 
 # The real start of a server, with the engine of the tests in place of the model's process
 START = """
