@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.reused import reuse_tables
 from tests.scripted import ScriptedEngine
 
 reuse_tables()
+# Looking through all that the libraries hold takes a tenth of the suite's time at Python's own pace
+gc.set_threshold(50_000, 20, 100)
 # Their tests are about the database itself, so whatever uses one runs on both kinds
 _ON_BOTH_DATABASES = "tests/history/"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.engine.base import Delta, EngineStatus, Finished, ModelProfile
+from app.engine.checkpoint_files import check_folder
 from app.engine.wire import (
     EXIT_BROKEN,
     EXIT_GPU_LOST,
@@ -162,6 +163,9 @@ class Worker:
             self._tell_status(EngineStatus("failed", problem=told.message, remedy=str(told.details["remedy"])))
 
     def _load_all(self) -> None:
+        if self._told.model.startswith("/"):
+            # Importing torch takes seconds, and whoever mistyped a folder need not wait for that
+            check_folder(self._told.model)
         self._tell("Starting torch", None)
         # Read when triton is imported: kernels that were compiled once are there at the next start
         os.environ.setdefault("TRITON_CACHE_DIR", str(self._told.cache_dir / "triton"))
