@@ -252,6 +252,28 @@ def length_of_prefill(is_tiny: bool) -> int:
     return 512 if is_tiny else 8192
 
 
+def passes_with_a_piece(runner: Runner, is_tiny: bool, say: Callable[[str, object], None]) -> None:
+    """How long passes take that read a piece of a prompt, beside 31 who write and alone."""
+    rows, written = 31, 40 if is_tiny else 600
+    page = runner.page_tokens
+    set_rows(runner, rows, written)
+    table = list(range(1 + rows * (1 + (written + 64) // page), runner.cache.keys[0].shape[0]))
+    every = [64] if is_tiny else runner.joined_tokens
+    for before in (0, 256) if is_tiny else (0, 8192, 30000):
+        took = {}
+        for tokens in every:
+            ids = [5] * runner.longest_piece(tokens, rows)
+
+            def read(ids: list[int] = ids, before: int = before) -> None:
+                runner.set_all_lengths(written)
+                runner.decode_and_extend(rows, table, ids, before, is_last=False)
+
+            took[tokens] = round(1e3 * timed(read, 3))
+        say(f"a pass of so many tokens with {rows} rows, {before:,} tokens before the piece, ms", took)
+    for tokens in (20, 1000):
+        say(f"{tokens:,} tokens read alone, ms", 1e3 * timed(partial(runner.extend, table, [5] * tokens, 0, row=0), 3))
+
+
 def late_prompt(desk: Desk, tokens: int, say: Callable[[str, object], None]) -> tuple[float, float]:
     """Milliseconds that a prompt which comes while the others write waits for its first token, and they for a token."""
     passes: list[str] = []
@@ -419,6 +441,7 @@ def main() -> None:
                 runner.extend(table, ids[first : first + piece], first, row=None)
 
         say(f"prefill of {length:,} in pieces of {piece:,}, tok/s", length / timed(read))
+    passes_with_a_piece(runner, given.tiny, say)
     start = time.perf_counter()
     store = HostPages(runner.cache, (4 << 30) if IS_CUDA else (1 << 22))
     say("RAM for pages, s a GiB", (time.perf_counter() - start) / (store.total * store.page_bytes / 2**30))
