@@ -39,6 +39,8 @@ from app.errors import ModelUnavailable
 _MOST_DEATHS = 3
 _CONNECT_S = 60.0
 _GOODBYE_S = 5.0
+# A process that is killed is gone at once, unless it hangs in a driver or the computer is very busy
+_KILLED_S = 10.0
 # A socket's path has at most 107 bytes, of which "/ponder-xxxxxxxx/engine.sock" takes 28
 _LONGEST_FOLDER = 79
 _ENDED_BY_ITSELF = {EXIT_GPU_LOST: "the GPU failed", EXIT_HUNG: "the model hung", EXIT_BROKEN: "the engine broke"}
@@ -265,7 +267,7 @@ class EngineProcess:
         if not has_ended:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            if not await _ends(process, _GOODBYE_S):
+            if not await _ends(process, _KILLED_S):
                 raise _Unkillable
         return process.returncode
 

@@ -517,6 +517,24 @@ def test_recorded_passes_that_fail_are_given_up_and_the_prompt_is_read_without_t
     assert not recorded.runner.forget_graphs()
 
 
+def test_without_memory_for_a_long_piece_the_prompt_is_read_in_recorded_passes(
+    recorded: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.pace.largest = 512
+    extend = recorded.runner.extend
+
+    def greedy(pages: Any, ids: Any, start: int, *, row: int | None) -> Any:
+        if len(ids) > 63:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return extend(pages, ids, start, row=row)
+
+    monkeypatch.setattr(recorded.runner, "extend", greedy)
+    prompt = prompt_of(1, 300)
+    assert recorded.write(prompt)[0] == serially(alone, prompt)
+    assert recorded.slower == ["prompts are read in pieces of 63 tokens: no memory was left for 300"]
+    assert recorded.runner.joined_tokens
+
+
 def test_what_fills_a_recorded_pass_up_harms_nobody(recorded: Desk, alone: LocalEngine) -> None:
     """Rows that stand for nothing have pages in the table that are somebody else's by now."""
     asked = {"long0": (prompt_of(0, 20), 250), "long1": (prompt_of(1, 25), 250)}

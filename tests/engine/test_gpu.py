@@ -228,21 +228,22 @@ def test_numbers_that_are_none_fail_their_request_alone() -> None:
 
 
 def test_too_little_memory_fails_that_request_and_the_next_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engine.batched import attention
-
-    extend = attention.extend
-
-    def greedy(query: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(query) == 1500:
-            torch.empty(1 << 45, dtype=torch.uint8, device="cuda")
-        return extend(query, *rest)
-
     desk = Desk()
-    monkeypatch.setattr(attention, "extend", greedy)
-    desk.add("long", prompt_of(1, 1500))
+    extend = desk.runner.extend
+
+    def greedy(pages: Any, ids: Any, start: int, *, row: int | None) -> Any:
+        if len(ids) in (700, 1500):
+            torch.empty(1 << 45, dtype=torch.uint8, device="cuda")
+        return extend(pages, ids, start, row=row)
+
+    monkeypatch.setattr(desk.runner, "extend", greedy)
+    desk.add("long", prompt_of(1, 700))
     problem = desk.read()["long"].problem
     assert "too long for this GPU" in problem
-    assert "1,500 tokens" in problem
+    assert "700 tokens" in problem
+    # Longer ones can be read in recorded passes, which have their memory
+    desk.add("longer", prompt_of(3, 1500))
+    assert desk.read()["longer"].reason == "length"
     desk.add("next", prompt_of(2, 100))
     assert desk.read()["next"].reason == "length"
     desk.engine.close()

@@ -306,6 +306,7 @@ def test_a_process_that_cannot_be_killed_leaves_no_request_waiting(
     tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_module, "_GOODBYE_S", 0.1)
+    monkeypatch.setattr(process_module, "_KILLED_S", 0.1)
 
     async def body(there: Talk) -> None:
         await there.ready()

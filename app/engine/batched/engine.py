@@ -271,7 +271,7 @@ class BatchedEngine:
             drawn = self._runner.extend(sequence.held.pages, piece, start, row=row)
             self._runner.wait()
         except Exception as error:
-            self._fail_to_read(sequence, error)
+            self._fail_to_read(sequence, len(piece), error)
             return
         self._has_read(sequence, piece, drawn)
 
@@ -285,7 +285,7 @@ class BatchedEngine:
                 self._runner.put(rows, sequence.request.sampling, sequence.seed, sequence.seen())
             written, first = self._runner.decode_and_extend(rows, sequence.held.pages, piece, start, is_last=is_last)
         except Exception as error:
-            self._fail_to_read(sequence, error)
+            self._fail_to_read(sequence, len(piece), error)
             # Tokens may be marked as seen that nobody got
             for row, other in enumerate(self._writing):
                 if has_penalty(other.request.sampling):
@@ -315,15 +315,21 @@ class BatchedEngine:
             self._runner.set_next(row, drawn.token_id, len(sequence.held.ids))
             self._take(sequence, drawn)
 
-    def _fail_to_read(self, sequence: _Sequence, error: Exception) -> None:
-        """Its own fault, and nobody else's, unless the GPU is gone; with recorded passes it may be theirs.
+    def _fail_to_read(self, sequence: _Sequence, tokens: int, error: Exception) -> None:
+        """Its own fault, and nobody else's, unless the GPU is gone; but what can be read another way is read again.
 
         Raises:
             Exception: the GPU is gone.
         """
         if isinstance(error, torch.OutOfMemoryError):
-            self._fail_for_room(sequence)
             _free_what_it_held(error)
+            # Recorded passes have their memory already
+            recorded = self._runner.longest_recorded
+            if 0 < recorded < tokens:
+                self._pace.largest = recorded
+                self._on_slower(f"prompts are read in pieces of {recorded:,} tokens: no memory was left for {tokens:,}")
+                return
+            self._fail_for_room(sequence)
             return
         if self._runner.is_lost():
             raise error

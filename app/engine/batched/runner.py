@@ -189,6 +189,11 @@ class Runner:
         """How long a piece may be in a pass of so many tokens in all, with so many rows."""
         return max(1 if self._joined_graphs else _LEAST_PIECE, tokens - self._places_for(rows))
 
+    @property
+    def longest_recorded(self) -> int:
+        """The longest piece that is read in a recorded pass while nobody writes; 0 if none is."""
+        return max((tokens - rows for tokens, rows in self._joined_graphs), default=0)
+
     def tokens_with(self, piece: int, rows: int) -> int:
         """The tokens that a pass of such a piece has, what fills it up included."""
         asked = piece + self._places_for(rows)

@@ -181,7 +181,7 @@ def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
     largest = plan.largest_piece
     if recorded and largest <= MOST_RECORDED:
         # There is memory for what is recorded, and for nothing beside it
-        largest = runner.longest_piece(max(recorded), 1)
+        largest = runner.longest_recorded
     for number, tokens in enumerate(sizes):
         try:
             _read(runner, plan, tokens, rows=0)
@@ -192,7 +192,7 @@ def _warm_up(runner: Runner, plan: MemoryPlan, tell: Tell) -> Pace:
             if number == 0:
                 raise
             before = sizes[number - 1]
-            largest = min(largest, runner.longest_piece(before, 1) if before in recorded else before)
+            largest = min(largest, runner.longest_piece(before, 0) if before in recorded else before)
             _log.warning("there is no room for pieces of %d tokens; %d is the longest", tokens, largest)
             break
         tell("Warming up", (number + 1) / len(sizes))
