@@ -161,8 +161,8 @@ def recorded_problem(
     recorded = steps_of(runner, sizes, joined)
     worst = _largest_difference(recorded, plain)
     for (tokens, rows), filled in zip(joined, recorded[2 * len(sizes) :], strict=True):
-        # With a row and some tokens less, the rest must come out as before
-        if runner.tokens_with(tokens - rows - _LESS, rows - 1) == tokens:
+        # With a row and some tokens less it is the same recorded pass, and the rest must come out as before
+        if runner.longest_piece(tokens, rows - 1) == tokens - rows:
             some = _after_both(runner, rows, tokens - rows, is_filled=False)
             worst = max(worst, _largest_difference([some], [[filled[0], *filled[_LESS + 1 : _LESS + rows]]]))
     return "" if worst <= _LEAST_LOGPROB else f"log-probabilities differ by {worst:.4f}"
