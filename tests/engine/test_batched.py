@@ -3,6 +3,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -417,16 +418,22 @@ class TakenAgain:
         self.replays += 1
 
 
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+@contextmanager
+def recorded_desk(monkeypatch: pytest.MonkeyPatch, pages: int = 200) -> Iterator[Desk]:
     """A desk whose passes are recorded, in torch on the CPU."""
     monkeypatch.setitem(sys.modules, "app.engine.batched.kernels", kernel())
     monkeypatch.setattr(runner, "Recorder", lambda: SimpleNamespace(record=TakenAgain))
-    desk = Desk(pace=Pace(64, largest=64, sizes=(32, 64)))
+    desk = Desk(pages, pace=Pace(64, largest=64, sizes=(32, 64)))
     desk.runner.has_kernels = True
     desk.runner.capture(SIZES, SHAPES)
     yield desk
     desk.engine.close()
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    with recorded_desk(monkeypatch) as desk:
+        yield desk
 
 
 def test_pieces_are_read_in_recorded_passes_and_give_the_tokens_of_generate(recorded: Desk, alone: LocalEngine) -> None:
@@ -535,16 +542,21 @@ def test_without_memory_for_a_long_piece_the_prompt_is_read_in_recorded_passes(
     assert recorded.runner.joined_tokens
 
 
-def test_what_fills_a_recorded_pass_up_harms_nobody(recorded: Desk, alone: LocalEngine) -> None:
+def test_what_fills_a_recorded_pass_up_harms_nobody(alone: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that stand for nothing have pages in the table that are somebody else's by now."""
-    asked = {"long0": (prompt_of(0, 20), 250), "long1": (prompt_of(1, 25), 250)}
-    asked |= {f"short{number}": (prompt_of(10 + number, 40), 5) for number in range(5)}
-    asked |= {f"late{number}": (prompt_of(20 + number, 200), 20) for number in range(6)}
-    for name, (prompt, tokens) in asked.items():
-        recorded.add(name, prompt, tokens=tokens)
-    recorded.read(len(asked))
-    for name, (prompt, tokens) in asked.items():
-        assert recorded.ids[name] == serially(alone, prompt, tokens), name
+    with recorded_desk(monkeypatch, pages=56) as desk:
+        asked = {f"long{number}": (prompt_of(number, 20), 250) for number in range(2)}
+        asked |= {f"short{number}": (prompt_of(10 + number, 40), 5) for number in range(3)}
+        late = {f"late{number}": (prompt_of(20 + number, 200), 20) for number in range(3)}
+        for name, (prompt, tokens) in asked.items():
+            desk.add(name, prompt, tokens=tokens)
+        ended = set(desk.read(3))
+        for name, (prompt, tokens) in late.items():
+            desk.add(name, prompt, tokens=tokens)
+            ended |= set(desk.read(1))
+        desk.read(len(asked | late) - len(ended))
+        for name, (prompt, tokens) in (asked | late).items():
+            assert desk.ids[name] == serially(alone, prompt, tokens), name
 
 
 @pytest.mark.parametrize("tokens", [505, 508, 510, 511])

@@ -171,14 +171,14 @@ class Runner:
         """
         table = list(pages[: -(-(start + len(ids)) // self.page_tokens)])
         packed = [start, start + len(ids), *table, *[0] * (self._block_table.shape[1] - len(table)), *ids]
-        places = self._places_for(rows)
-        tokens = next((most for most in self.joined_tokens if most - places >= len(ids)), 0)
-        if not tokens or is_plain:
+        tokens, places = self.tokens_with(len(ids), rows), self._places_for(rows)
+        graph = self._joined_graphs.get((tokens, places))
+        if graph is None or is_plain:
             told = torch.tensor(packed, device=self.device)
             return len(ids), self._joined_hidden(told, len(ids), rows, start + len(ids), is_plain=is_plain)
         self._told[: len(packed)] = torch.tensor(packed)
         self._blank(rows, places)
-        self._joined_graphs[tokens, places].replay()
+        graph.replay()
         return tokens - places, self._hidden_states[:tokens]
 
     def _places_for(self, rows: int) -> int:
