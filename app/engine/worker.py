@@ -165,7 +165,8 @@ class Worker:
     def _load_all(self) -> None:
         if self._told.model.startswith("/"):
             # Importing torch takes seconds, and whoever mistyped a folder need not wait for that
-            check_folder(self._told.model)
+            with suppress(OSError):  # what cannot be read has a sentence where it is loaded
+                check_folder(self._told.model)
         self._tell("Starting torch", None)
         # Read when triton is imported: kernels that were compiled once are there at the next start
         os.environ.setdefault("TRITON_CACHE_DIR", str(self._told.cache_dir / "triton"))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from app.engine import process as process_module
 from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
 from app.engine.process import EngineProcess
 from app.engine.wire import EXIT_GPU_LOST
+from app.engine.worker import Worker
 from tests.engine.tiny import save_tiny
 from tests.scripted import PROFILE
 
@@ -140,6 +142,17 @@ def test_a_missing_folder_is_said_before_torch_is_imported_and_not_tried_again(s
         assert there.finished["r"].reason == "failed"
 
     talk(settings.model_copy(update={"model": "/no/such/model"}), body)
+
+
+def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").mkdir()
+    worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0))
+    told: list[EngineStatus] = []
+    monkeypatch.setattr(worker, "_tell_status", told.append)
+    worker._load()
+    worker._loop.close()
+    assert f"{tmp_path} could not be read" in told[-1].problem
+    assert "PONDER_MODEL" in told[-1].remedy
 
 
 @pytest.mark.parametrize(("program", "how"), [("/bin/false", "exit status 1"), ("/no/such/python", "it did not start")])
