@@ -20,6 +20,8 @@ class Me {
   constructor() {
     this.listeners = [];
     this.isKnown = false;
+    /** How many changes were answered. */
+    this.deeds = 0;
     this.person = UNKNOWN;
   }
 
@@ -44,10 +46,15 @@ class Me {
     this.listeners.push(heard);
   }
 
-  /** Where it fails, what was known stays; the model's card says that the server cannot be reached. */
+  /**
+   * Where it fails, what was known stays; the model's card says that the server cannot be reached. An answer that was
+   * under way while something was changed may be from before the change, and is not taken.
+   */
   async read() {
+    const { deeds } = this;
     try {
-      this.take(await api.me());
+      const person = await api.me();
+      if (this.deeds === deeds) this.hold(person);
     } catch (error) {
       if (error.code !== "unreachable" && error.code !== "storage_failed") throw error;
     }
@@ -61,7 +68,13 @@ class Me {
     this.take(await api.changeMe({ notice_version: this.site.notice_version }));
   }
 
+  /** What the server answers to a change: what it has made of the person. */
   take(person) {
+    this.deeds += 1;
+    this.hold(person);
+  }
+
+  hold(person) {
     const before = this.person;
     this.person = person;
     this.isKnown = true;

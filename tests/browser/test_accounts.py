@@ -5,7 +5,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import APIResponse, Locator, Page, Route, expect
 from sqlalchemy import update
 
 from app.engine.base import EngineStatus
@@ -209,6 +209,77 @@ def test_settings_are_saved_at_once_and_hold_after_a_reload(live_server: LiveSer
     choose(page, "Model").get_by_role("button", name="Back to the model's advice").click()
     expect(dialog(page).get_by_role("status").first).to_have_text("Saved")
     expect(dialog(page).get_by_label("Temperature")).to_have_value("")
+
+
+class Held:
+    """The page asks who is here, and the answers are a long time on their way."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.answers: list[tuple[Route, APIResponse]] = []
+        page.route("**/api/me", self.hold)
+
+    def hold(self, route: Route) -> None:
+        if route.request.method == "GET":
+            self.answers.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    def asked_by(self, script: str) -> None:
+        with self.page.expect_request("**/api/me"):
+            self.page.evaluate(script)
+
+    def answer(self) -> None:
+        for route, response in self.answers:
+            route.fulfill(response=response)
+        self.page.unroute("**/api/me", self.hold)
+        # Answered after those, so the page has had them
+        self.page.evaluate("fetch('/api/me').then((answer) => answer.text())")
+        self.page.evaluate("new Promise((done) => setTimeout(done, 100))")
+
+
+def test_a_late_answer_changes_nothing_for_who_has_gone_on_in_the_settings(opens: Opens) -> None:
+    page = opens()
+    choose(page, "General")
+    held = Held(page)
+    held.asked_by("location.hash = '#/settings'")
+    page.get_by_role("tab", name="Model").click()
+    prompt = dialog(page).get_by_label("Instructions for the model")
+    prompt.fill("Speak like")
+    with page.expect_response("**/api/me"):
+        page.keyboard.press("Tab")
+    prompt.fill("Speak like a pirate.")
+    held.answer()
+    expect(prompt).to_have_value("Speak like a pirate.")
+    expect(prompt).to_be_focused()
+    with page.expect_response("**/api/me"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
+    choose(page, "Model")
+    expect(prompt).to_have_value("Speak like a pirate.")
+
+
+def test_an_answer_from_before_a_change_is_not_taken(opens: Opens) -> None:
+    page = opens()
+    general = choose(page, "General")
+    held = Held(page)
+    held.asked_by("window.dispatchEvent(new Event('focus'))")
+    general.get_by_label("Appearance").select_option("dark")
+    expect(page.locator("body.dark")).to_be_visible()
+    held.answer()
+    expect(page.locator("body.dark")).to_be_visible()
+
+
+@pytest.mark.parametrize("address", ["#/settings", "#/sign-in"])
+def test_a_dialog_that_was_left_before_it_opened_stays_away(opens: Opens, address: str) -> None:
+    page = opens()
+    held = Held(page)
+    held.asked_by(f"location.hash = '{address}'")
+    page.go_back()
+    held.answer()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.evaluate(f"location.hash = '{address}'")
+    expect(dialog(page)).to_be_visible()
 
 
 def test_the_notice_is_accepted_once_also_after_a_reload(opens: Opens) -> None:

@@ -125,8 +125,11 @@ export class Desk {
       this.openSignIn(null);
       return;
     }
+    const address = location.hash;
     // How much has been asked meanwhile
     await me.read();
+    // The person has gone on: to another section, or back
+    if (location.hash !== address) return;
     // From a provider, where the person was sent from there
     const isBack = isFirst && me.person.is_recent;
     const known = ["general", "model", "chats", "account"].includes(section) ? section : "";

@@ -31,10 +31,10 @@ async function attempt(settings, call) {
   }
 }
 
-/** Draw the section anew from what the server says now. */
+/** Draw the section anew from what the server says now, unless the person has gone on to another one. */
 async function again(settings, sentence = "") {
   await me.read();
-  settings.show("account");
+  if (settings.section === "account") settings.show("account");
   settings.tell(sentence);
 }
 

@@ -14,11 +14,16 @@ const SECTIONS = { general, model, chats, account: person };
 const SAVED_MS = 4000;
 let opened = null;
 
-/** Resolves when the dialog is closed. `page` tells whether there is unsent text, and how to sign in and out. */
+/**
+ * Resolves when the dialog is closed. `page` tells whether there is unsent text, and how to sign in and out.
+ * A section that is shown already is left as it is, with what is being typed there.
+ */
 export function openSettings(page, { section = "general", problem = "" } = {}) {
   opened ??= new Settings(page);
-  opened.show(section);
-  opened.focus();
+  if (opened.section !== section) {
+    opened.show(section);
+    opened.focus();
+  }
   if (problem) opened.tell(problem, { isBad: true });
   return opened.dialog.closed;
 }

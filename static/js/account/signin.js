@@ -10,20 +10,26 @@ import { checkbox, Field, Form } from "./fields.js";
 import { signInButtons } from "./providers.js";
 
 let opened = null;
+/** How often it was closed, or not opened after all. */
+let closings = 0;
 
 /**
  * Resolves with `{isClaimed}` once the person is signed in, with undefined when they turn away. `mode` is "sign-in" or
  * "sign-up"; `sentence` says why the dialog is there; `hasText` that there is unsent text.
  */
 export async function openSignIn(options = {}) {
+  const before = closings;
   if (opened && options.sentence) opened.say(options);
   // How many chats there are to move
   else if (!opened) await me.read();
+  // The person has gone elsewhere meanwhile
+  if (closings !== before) return undefined;
   opened ??= new SignIn(options);
   return opened.dialog.closed;
 }
 
 export function closeSignIn() {
+  closings += 1;
   opened?.dialog.close();
 }
 
