@@ -48,14 +48,14 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, settings: Settings) -> Iterator[str]:
-    """The address of a database for this test alone. On PostgreSQL it has its tables already."""
+    """The address of a database for this test alone. On PostgreSQL it has its tables already, all empty."""
     if request.param == "sqlite":
         yield settings.resolved_database_url
         return
     server = request.getfixturevalue("server")
-    address = server.migrated()
+    address = server.lend()
     yield address
-    server.drop(address)
+    server.take_back(address)
 
 
 @pytest.fixture

@@ -21,6 +21,28 @@ from sqlalchemy.engine import URL
 from app.history.database import Database
 
 _START_S = 30.0
+# All that a test may have changed but not the rows; the revision is a row
+_SHAPE = """
+    WITH ours AS (SELECT * FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+    parts AS (
+        SELECT concat_ws(' ', relname, relkind, reloptions) AS part FROM ours
+        UNION ALL SELECT concat_ws(' ', relname, attname, atttypid, attnotnull, atthasdef)
+            FROM pg_attribute JOIN ours ON attrelid = ours.oid WHERE attnum > 0
+        UNION ALL SELECT concat_ws(' ', pg_get_indexdef(indexrelid), indisvalid)
+            FROM pg_index JOIN ours ON indexrelid = ours.oid
+        UNION ALL SELECT concat_ws(' ', relname, pg_get_constraintdef(c.oid), convalidated)
+            FROM pg_constraint c JOIN ours ON conrelid = ours.oid
+        UNION ALL SELECT concat_ws(' ', tgname, tgenabled) FROM pg_trigger JOIN ours ON tgrelid = ours.oid
+        UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        UNION ALL SELECT version_num FROM alembic_version
+    )
+    SELECT md5(string_agg(part, ',' ORDER BY part)) FROM parts
+"""
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+_END_OTHERS = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 _TEMPLATE = "ponder_template"
 # Nothing here has to outlive a power cut
 _OPTIONS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=200", "listen_addresses=")
@@ -38,7 +60,8 @@ class PostgresServer:
     folder: Path
     user: str | None
     process: "subprocess.Popen[bytes] | None" = None
-    _made: set[str] = field(default_factory=set)
+    _shape: object = None
+    _free: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         """Start it, and wait until it answers.
@@ -87,12 +110,33 @@ class PostgresServer:
 
     def migrated(self) -> str:
         """The address of a new database with all tables."""
-        if _TEMPLATE not in self._made:
+        if self._shape is None:
             self._create("template0", _TEMPLATE)
             database = Database(self.address(_TEMPLATE))
             database.migrate()
             database.close()
+            [(self._shape,)] = self.execute(_SHAPE, _TEMPLATE)
+            for (table,) in self.execute(_TABLES, _TEMPLATE):
+                # Else `take_back` would take away more than it should
+                assert not self.execute(f'SELECT 1 FROM "{table}" LIMIT 1', _TEMPLATE), table
         return self._create(_TEMPLATE)
+
+    def lend(self) -> str:
+        """The address of a database with all tables and nothing in them, which is to be given back."""
+        return self._free.pop() if self._free else self.migrated()
+
+    def take_back(self, address: str) -> None:
+        """End who is connected to a database that was lent, and empty it. One with other tables by now is removed."""
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(_END_OTHERS)
+            is_as_before = connection.execute(_SHAPE).fetchall() == [(self._shape,)]
+            if is_as_before:
+                tables = ", ".join(f'"{table}"' for (table,) in connection.execute(_TABLES))
+                connection.execute(f"TRUNCATE {tables} RESTART IDENTITY")  # type: ignore[call-overload]
+        if is_as_before:
+            self._free.append(address)
+        else:
+            self.drop(address)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Run a statement as whoever runs the server."""
@@ -107,7 +151,6 @@ class PostgresServer:
     def _create(self, template: str, name: str = "") -> str:
         name = name or f"test_{uuid4().hex}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-        self._made.add(name)
         return self.address(name)
 
     def _answers(self) -> bool:
