@@ -1,6 +1,7 @@
 """A whole Ponder on a loopback port, with a scripted engine, in a thread of this process."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,8 +42,8 @@ class LiveServer:
 
 
 @contextmanager
-def serving(settings: Settings, engine: ScriptedEngine) -> Iterator[LiveServer]:
-    """Serve while the `with` lasts."""
+def serving(settings: Settings, engine: ScriptedEngine, listening: socket.socket | None = None) -> Iterator[LiveServer]:
+    """Serve while the `with` lasts, at an address that is listened at already or else at one of its own."""
     reuse_page()
     services = build_services(settings, engine)
     server = uvicorn.Server(http_config(build_app(services), port=0))
@@ -51,7 +52,7 @@ def serving(settings: Settings, engine: ScriptedEngine) -> Iterator[LiveServer]:
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        task = asyncio.create_task(server.serve())
+        task = asyncio.create_task(server.serve([listening.dup()] if listening else None))
         while not server.started and not task.done():  # noqa: ASYNC110  uvicorn gives no event to wait for
             await asyncio.sleep(0.01)
         started.set()
