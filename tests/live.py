@@ -41,12 +41,24 @@ class LiveServer:
         self.loop.call_soon_threadsafe(self.engine.become, status)
 
 
+class _Server(uvicorn.Server):
+    """Ends as soon as it is told to, not when it looks the next time: it is started hundreds of times."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.over = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.over.wait()
+
+
 @contextmanager
 def serving(settings: Settings, engine: ScriptedEngine, listening: socket.socket | None = None) -> Iterator[LiveServer]:
     """Serve while the `with` lasts, at an address that is listened at already or else at one of its own."""
     reuse_page()
     services = build_services(settings, engine)
-    server = uvicorn.Server(http_config(build_app(services), port=0))
+    server = _Server(http_config(build_app(services), port=0))
     started = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -68,7 +80,7 @@ def serving(settings: Settings, engine: ScriptedEngine, listening: socket.socket
         yield live
     finally:
         asyncio.run_coroutine_threadsafe(services.runs.close(), live.loop).result(20)
-        server.should_exit = True
+        live.loop.call_soon_threadsafe(server.over.set)
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"
 
