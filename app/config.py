@@ -16,7 +16,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import BadSetting
 
-VERSION = "0.1.0"
 _SHORTEST_SECRET = 32
 _KNOWN_PROVIDERS = {
     "google": ("https://accounts.google.com", "Google"),

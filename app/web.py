@@ -4,12 +4,10 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from app.accounts.attempts import Attempts
@@ -32,10 +30,11 @@ from app.history.usage import Usage
 from app.routes import admin, auth, conversations, health, me, portable, privacy, providers, runs
 from app.routes.access import Services, appearance
 from app.routes.guards import Guards, error_response, too_large
+from app.routes.kept_files import KeptFiles
 from app.routes.provider_clients import Providers
 from app.runs.service import RunService
+from app.static_files import PREFIX
 
-STATIC = Path(__file__).parents[1] / "static"
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -114,7 +113,7 @@ def build_app(services: Services) -> FastAPI:
     for prefix in ("/api", "/auth"):
         # Before Gradio's page, which would answer for whatever is left over
         app.add_api_route(f"{prefix}/{{rest:path}}", _nothing, methods=_METHODS, include_in_schema=False)
-    app.mount("/ponder", StaticFiles(directory=STATIC), name="ponder")
+    app.mount(PREFIX, KeptFiles(), name="ponder")
     _translate_errors(app)
     mount_page(app, lambda request: appearance(request, services))
     secret = keyed(services.secret, "provider sign-in")

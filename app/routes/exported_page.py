@@ -13,13 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.history.store import Conversation, StoredMessage
 from app.runs.shown import answer_html, reasoning_html
+from app.static_files import STATIC
 
 _PAGES = Path(__file__).parent / "pages"
-_STATIC = Path(__file__).parents[2] / "static"
 _STYLES = (
-    _STATIC / "document.css",
-    _STATIC / "math.css",
-    _STATIC / "code.css",
+    STATIC / "document.css",
+    STATIC / "math.css",
+    STATIC / "code.css",
     _PAGES / "export.css",
 )
 # In the chat a class says that it is dark; here the system does

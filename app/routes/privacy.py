@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from fastapi.templating import Jinja2Templates
 
-from app.config import VERSION
 from app.routes.access import Serving
+from app.static_files import address
 
 router = APIRouter()
 _pages = Jinja2Templates(Path(__file__).parent / "pages")
@@ -18,7 +18,7 @@ async def privacy(request: Request, serving: Serving) -> HTMLResponse:
     """Who runs this, where prompts go, what is kept how long, who can read it."""
     settings, profile = serving.settings, serving.engine.profile
     shown = {
-        "version": VERSION,
+        "address": address,
         "operator": settings.operator,
         "contact": settings.contact,
         "model": profile.title if profile else "",

@@ -6,7 +6,7 @@ There is not one Python handler behind it: Gradio's handlers are a public RPC su
 import gradio as gr
 from fastapi import FastAPI
 
-from app.config import VERSION
+from app.static_files import address
 from app.ui.head import Appearance, EarlyHead
 from app.ui.theme import theme
 
@@ -70,9 +70,9 @@ def mount_page(app: FastAPI, appearance: Appearance) -> None:
 
 
 def _head() -> str:
-    styles = "".join(f'<link rel="stylesheet" href="/ponder/{name}?v={VERSION}">' for name in _STYLES)
+    styles = "".join(f'<link rel="stylesheet" href="{address(name)}">' for name in _STYLES)
     return (
         f'<title>Ponder</title><meta name="viewport" content="{_VIEWPORT}"><meta name="description" content="{_ABOUT}">'
-        f'{styles}<link rel="icon" type="image/svg+xml" href="/ponder/favicon.svg">'
-        f'<script type="module" src="/ponder/ponder.js?v={VERSION}"></script>'
+        f'{styles}<link rel="icon" type="image/svg+xml" href="{address("favicon.svg")}">'
+        f'<script type="module" src="{address("ponder.js")}"></script>'
     )

@@ -5,6 +5,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.engine.base import EngineStatus
+from app.static_files import address
 from tests.browser.conftest import PHONE, Opens
 from tests.live import LiveServer
 from tests.scripted import CLOSE, HOLD
@@ -340,6 +341,14 @@ def test_our_own_page_breaks_no_rule_of_the_policy(opens: Opens) -> None:
     answer(page)
     # Gradio's own inline boot scripts are refused, and it goes on without them
     assert [text for text in blocked if "inline script" not in text] == []
+
+
+def test_every_module_and_picture_of_ours_comes_from_where_it_may_be_kept(opens: Opens) -> None:
+    page = opens()
+    asked = page.evaluate("performance.getEntriesByType('resource').map((entry) => new URL(entry.name).pathname)")
+    ours = [path for path in asked if path.startswith("/ponder/")]
+    assert len(ours) > 40
+    assert [path for path in ours if not path.startswith(address(""))] == []
 
 
 def test_on_a_phone_the_panel_is_a_sheet_that_leaves_the_composer_free(live_server: LiveServer, opens: Opens) -> None:

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from app.engine.base import EngineStatus
+from app.static_files import address
 from tests.browser.conftest import PHONE, Opens
 from tests.live import LiveServer
 from tests.scripted import CLOSE, HOLD
@@ -73,7 +74,7 @@ def test_our_own_sign_in_our_own_colour_is_shown_while_gradio_starts(
                       getComputedStyle(document.body, '::before').backgroundImage]"""
         )
         assert shown[0] == colour
-        assert shown[1].endswith('/ponder/favicon.svg")')
+        assert shown[1].endswith(address("favicon.svg") + '")')
         assert "gradio-app/gradio" not in page.locator("head").inner_html()
 
 

@@ -24,6 +24,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from app import static_files
 from app.accounts import passwords
 from app.config import ProviderSettings, Settings
 from app.history.store import now
@@ -741,7 +742,7 @@ OURS = (b"root:", b"import ", b"[project]", b"HOME=", b"PATH=")
 
 
 @pytest.mark.parametrize("climb", CLIMBS)
-@pytest.mark.parametrize("base", ["/ponder/", "/assets/", "/static/", "/static/img/", "/"])
+@pytest.mark.parametrize("base", ["/ponder/", static_files.address(""), "/assets/", "/static/", "/static/img/", "/"])
 def test_no_path_climbs_out_of_the_folders_of_files(plain: Served, base: str, climb: str) -> None:
     for target in TARGETS:
         for more in range(5):
@@ -765,7 +766,7 @@ def test_no_id_climbs_either(plain: Served, climb: str) -> None:
         assert raw_get(plain, path.format(ids), more=cookie)[0] in (400, 404), path
 
 
-@pytest.mark.parametrize("base", ["/ponder/", "/assets/", "/static/"])
+@pytest.mark.parametrize("base", ["/ponder/", static_files.address(""), "/assets/", "/static/"])
 @pytest.mark.parametrize("length", [200, 300, 5000])
 @pytest.mark.usefixtures("quiet")
 def test_a_name_that_no_file_can_have_is_not_there(plain: Served, base: str, length: int) -> None:
