@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import select
 import signal
@@ -6,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from app.config import Settings
 from app.engine import process as process_module
+from app.engine import worker as worker_module
 from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
 from app.engine.process import EngineProcess
 from app.engine.wire import EXIT_GPU_LOST
@@ -144,6 +146,28 @@ def test_a_missing_folder_is_said_before_torch_is_imported_and_not_tried_again(s
     talk(settings.model_copy(update={"model": "/no/such/model"}), body)
 
 
+@pytest.fixture
+def thaws() -> Iterator[None]:
+    """What a worker in this process has put out of the garbage collector's sight comes back."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("thaws")
+def test_what_a_ready_process_holds_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(Namespace())
+    worker._profile = PROFILE
+    told: list[EngineStatus] = []
+    monkeypatch.setattr(worker, "_tell_status", told.append)
+    monkeypatch.setattr(worker_module, "_end_as_lost", lambda: None)
+    assert gc.get_freeze_count() < len(gc.get_objects())
+    worker._tell_ready("one request at a time")
+    worker._loop.close()
+    assert [status.state for status in told] == ["ready"]
+    assert gc.get_freeze_count() > 10 * len(gc.get_objects())
+
+
+@pytest.mark.usefixtures("thaws")
 def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").mkdir()
     worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0))
