@@ -6,11 +6,15 @@ Both are made once in a process, by the real code.
 import functools
 import os
 from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 
 from app.history import migrating
 from app.history.database import Database
+
+if TYPE_CHECKING:
+    from gradio import Blocks
 
 _migrated = migrating.upgrade
 # Tables that FTS5 makes by itself
@@ -23,12 +27,26 @@ def reuse_tables() -> None:
 
 
 def reuse_page() -> None:
-    """From now on all apps of this process show the same Blocks."""
+    """From now on all apps of this process show the same Blocks by the same app of Gradio's."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from gradio.routes import App
+
     from app.ui import page
 
-    if not hasattr(page.build_page, "cache_info"):
-        page.build_page = functools.cache(page.build_page)
+    if hasattr(page.build_page, "cache_info"):
+        return
+    page.build_page = functools.cache(page.build_page)
+    create, made = App.create_app, {}
+
+    def created(blocks: "Blocks", **more: Any) -> App:
+        # Blocks make one for themselves too, before they have their theme
+        if "parent_app" not in more:
+            return create(blocks, **more)
+        if blocks not in made:
+            made[blocks] = create(blocks, **more)
+        return made[blocks]
+
+    App.create_app = staticmethod(created)
 
 
 def _upgrade(connection: Connection) -> None:
