@@ -259,6 +259,25 @@ def test_a_late_answer_changes_nothing_for_who_has_gone_on_in_the_settings(opens
     expect(prompt).to_have_value("Speak like a pirate.")
 
 
+def test_a_changed_password_is_said_and_the_section_that_was_chosen_meanwhile_stays(
+    live_server: LiveServer, opens: Opens
+) -> None:
+    has_account(live_server)
+    page = opens()
+    sign_in(page, "ada")
+    account = choose(page, "Account")
+    account.locator("summary", has_text="Change password").click()
+    account.locator("[name='password']").fill(PASSWORD)
+    account.locator("[name='new-password']").fill("eight red bicycles")
+    held = Held(page)
+    with page.expect_request(lambda request: request.url.endswith("/api/me") and request.method == "GET"):
+        page.keyboard.press("Enter")
+    page.get_by_role("tab", name="Model").click()
+    held.answer()
+    expect(dialog(page).get_by_label("Instructions for the model")).to_be_visible()
+    expect(dialog(page)).to_contain_text("Your password is changed.")
+
+
 def test_an_answer_from_before_a_change_is_not_taken(opens: Opens) -> None:
     page = opens()
     general = choose(page, "General")
