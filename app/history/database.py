@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session, sessionmaker
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from app.errors import BadRequest, BadSetting, StorageFailed
 from app.history import migrating, snapshots
@@ -53,6 +54,9 @@ _CLAIM_S = 3.0
 _TURN_S = 5.0
 _SHORTEST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
+# PostgreSQL looks for deadlocks after a second: with four tries nobody waits much longer than that three times
+_TRIES = 4
+_FIRST_WAIT_S = 0.05
 _log = logging.getLogger(__name__)
 
 
@@ -111,22 +115,27 @@ class Database:
             yield db
 
     def transact(self, work: Callable[[Session], T]) -> T:
-        """What `work` gives, done in a transaction; on PostgreSQL a second time where it failed by no fault of its own.
+        """What `work` gives, done in a transaction; on PostgreSQL again where it failed by no fault of its own.
 
-        The first time may have been committed when its connection broke: `work` must be able to see that.
+        It waits between two tries, for longer each time. A try may have been committed when its connection broke:
+        `work` must be able to see that.
 
         Raises:
-            StorageFailed: the database gave an error, for PostgreSQL's passing ones twice.
+            StorageFailed: the database gave an error, for PostgreSQL's passing ones `_TRIES` times.
         """
-        try:
+
+        def once() -> T:
             with self.writing() as db:
                 return work(db)
-        except StorageFailed as error:
-            if self.is_sqlite or not isinstance(error.__cause__, DBAPIError) or not is_passing(error.__cause__):
-                raise
-            _log.info("a transaction is tried once more")
-        with self.writing() as db:
-            return work(db)
+
+        return Retrying(
+            retry=retry_if_exception(self._may_pass),
+            stop=stop_after_attempt(_TRIES),
+            # Whoever a deadlock was decided for must come to its lock before this transaction does once more
+            wait=wait_exponential_jitter(multiplier=_FIRST_WAIT_S, jitter=_FIRST_WAIT_S),
+            before_sleep=lambda _: _log.info("a transaction is tried once more"),
+            reraise=True,
+        )(once)
 
     # Start and end
 
@@ -305,6 +314,10 @@ class Database:
             yield
         finally:
             self._one_writer.release()
+
+    def _may_pass(self, error: BaseException) -> bool:
+        cause = error.__cause__ if isinstance(error, StorageFailed) and not self.is_sqlite else None
+        return isinstance(cause, DBAPIError) and is_passing(cause)
 
     def _remedy(self) -> str:
         return f"Stop Ponder, then put a copy back: {self._command()}"

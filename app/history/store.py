@@ -491,7 +491,7 @@ class Store:
         """The engine takes it up: whose it is now, or None if it has been deleted meanwhile."""
 
         def work(db: Session) -> str | None:
-            # Running already, where the first of two tries was committed after all
+            # Running already, where an earlier try was committed after all
             return db.scalar(
                 update(RunTable)
                 .where(RunTable.id == run_id, RunTable.state.in_(OPEN_STATES))

@@ -436,7 +436,7 @@ def test_a_mistake_is_not_tried_again(counters: Database) -> None:
 
 
 @pytest.mark.only_on("postgresql")
-def test_what_fails_twice_is_said(counters: Database, server: PostgresServer) -> None:
+def test_what_fails_each_time_is_said(counters: Database, server: PostgresServer) -> None:
     def work(db: Session) -> None:
         pid = db.scalar(text("SELECT pg_backend_pid()"))
         server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
