@@ -224,7 +224,8 @@ class Worker:
         from app.engine.batched.engine import BatchedEngine
         from app.engine.batched.pace import Pace
         from app.engine.batched.pages import PagePool
-        from app.engine.batched.start import CannotBatch, make_ready, runner_for
+        from app.engine.batched.selftest import CannotBatch
+        from app.engine.batched.start import make_ready, runner_for
         from app.engine.hosting import pages_in_ram
 
         self._tell("Making room for the KV cache", None)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched import attention, runner, selftest
@@ -23,7 +24,7 @@ from app.engine.batched.pages import OutOfPages, PagePool
 from app.engine.batched.runner import Runner
 from app.engine.local import LocalEngine
 from app.engine.streamer import TokenStreamer
-from tests.engine.tiny import tiny_model, tiny_tokenizer
+from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=1.0, top_p=0.95, top_k=40, seed=7)
@@ -138,6 +139,31 @@ def test_many_at_once_get_the_tokens_that_each_gets_alone(desk: Desk, alone: Loc
     for number, (name, prompt) in enumerate(prompts.items()):
         assert desk.ids[name] == serially(alone, prompt, 10 + number), name
         assert ended[name].reason in ("length", "stop")
+
+
+def test_a_model_in_four_bits_gives_the_tokens_of_generate(tmp_path: Path) -> None:
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    folder = save_tiny(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, device_map={"": "cpu"})
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    desk = Desk(model=model)
+    assert selftest.against_model(desk.runner) == ""
+    for number in range(4):
+        desk.add(f"r{number}", prompt_of(number, 30 + 40 * number))
+    desk.read(4)
+    desk.engine.close()
+    desk.runner.give_back()
+    given: queue.Queue[Delta | Finished] = queue.Queue()
+    engine = LocalEngine(model, tiny_tokenizer(), given.put)
+    engine.given = given  # type: ignore[attr-defined]
+    for number in range(4):
+        assert desk.ids[f"r{number}"] == serially(engine, prompt_of(number, 30 + 40 * number))
+    engine.close()
 
 
 def test_it_ends_at_a_stop_token(desk: Desk) -> None:
@@ -731,6 +757,34 @@ def test_who_came_last_gives_way_whatever_its_row(desk: Desk, monkeypatch: pytes
     assert set_back == ["r3"]
 
 
+def test_who_came_last_gives_way_also_while_it_is_read(
+    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_back: list[str] = []
+    give_way, extend = desk.engine._set_back, desk.pool.extend
+
+    def noted(sequence: Any) -> None:
+        set_back.append(sequence.request.id)
+        give_way(sequence)
+
+    def full_once(held: Any, tokens: int) -> None:
+        writes = any(held is one.held for one in desk.engine._writing)
+        if writes and desk.engine._reading and desk.engine._reading[0].held.ids and not set_back:
+            raise OutOfPages
+        extend(held, tokens)
+
+    monkeypatch.setattr(desk.engine, "_set_back", noted)
+    monkeypatch.setattr(desk.pool, "extend", full_once)
+    desk.add("first", prompt_of(1, 20), tokens=200)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    desk.add("late", prompt_of(9, 400))
+    desk.read(2)
+    assert set_back == ["late"]
+    assert desk.ids["late"] == serially(alone, prompt_of(9, 400))
+    assert desk.pool.available == desk.pool.total
+
+
 def test_who_gave_way_fetches_its_pages_from_ram_and_loses_no_token(alone: LocalEngine) -> None:
     desk = Desk(pages=14, pages_in_ram=40)
     for number in range(4):
@@ -773,7 +827,10 @@ def test_one_whose_text_cannot_be_made_fails_alone(desk: Desk, monkeypatch: pyte
     assert desk.pool.available == desk.pool.total
 
 
-def test_a_loop_that_breaks_tells_everybody_and_that_all_is_lost(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("is_lost", "what"), [(False, "the loop"), (True, "the GPU")])
+def test_a_loop_that_breaks_tells_everybody_and_what_is_lost(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_lost: bool, what: str
+) -> None:
     def broken(_: object) -> None:
         raise RuntimeError("the recovery")
 
@@ -781,11 +838,12 @@ def test_a_loop_that_breaks_tells_everybody_and_that_all_is_lost(desk: Desk, mon
         raise RuntimeError("a kernel")
 
     monkeypatch.setattr(desk.engine, "_recover", broken)
+    monkeypatch.setattr(desk.runner, "is_lost", lambda: is_lost)
     monkeypatch.setattr(desk.runner, "decode", failing)
     desk.add("one", prompt_of(1, 20))
     assert "text so far is kept" in desk.read()["one"].problem
     desk.engine._thread.join(WAIT_S)
-    assert desk.lost == ["the loop"]
+    assert desk.lost == [what]
 
 
 def test_too_little_memory_for_a_step_ends_the_longest_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

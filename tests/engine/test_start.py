@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from app.engine.batched import selftest, start
 from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import FIRST_TOKENS, MOST_STALL_S, Pace
-from app.engine.batched.start import CannotBatch, bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
+from app.engine.batched.selftest import CannotBatch
+from app.engine.batched.start import bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
 from app.engine.hosting import expected_plan, free_ram_bytes, why_demo, why_not_batched
 from app.engine.loading import empty_model
 from app.engine.memory import MemoryPlan
@@ -46,9 +48,10 @@ def test_the_plain_way_is_ready_on_a_cpu_and_says_so() -> None:
     assert set(stages) == {"Testing the engine"}
 
 
-def test_a_model_that_does_not_call_our_attention_is_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_reads_something_else_our_way_is_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_for(tiny_model(), PLAN)
-    monkeypatch.setattr(runner, "logits_of", lambda _, __, last: torch.randn(last, runner.vocabulary))
+    read = runner.logits_of
+    monkeypatch.setattr(runner, "logits_of", lambda pages, ids, last: read(pages, ids[::-1], last))
     with pytest.raises(CannotBatch, match="differs from the model's own way"):
         make_ready(runner, PLAN, told)
 
@@ -61,6 +64,36 @@ def test_a_model_that_raises_on_our_way_is_not_batched(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(runner, "logits_of", raising)
     with pytest.raises(CannotBatch, match="unexpected keyword"):
+        make_ready(runner, PLAN, told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 512}),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    ],
+)
+def test_a_model_with_attention_of_its_own_is_not_batched(kind: str, shape: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](vocab_size=320, bos_token_id=1, eos_token_id=2, initializer_range=0.5, **shape)
+    assert unsuitable(config) == ""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(CannotBatch, match="2 of its 2 layers do not keep their keys in our pages"):
+        make_ready(runner_for(model, PLAN), PLAN, told)
+
+
+def test_a_decode_that_does_not_write_what_is_read_is_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the plain way is off: nothing is held against it then."""
+    runner = runner_for(tiny_model(), PLAN)
+    decode = runner.decode_logits
+
+    def forgetting(rows: int) -> torch.Tensor:
+        runner.set_all_lengths(3)
+        return decode(rows)
+
+    monkeypatch.setattr(runner, "decode_logits", forgetting)
+    with pytest.raises(CannotBatch, match="writing 4 rows differs from reading the same by"):
         make_ready(runner, PLAN, told)
 
 

@@ -129,7 +129,7 @@ class BatchedEngine:
                     self._recover(error)
         except Exception:
             _log.exception("the engine's loop broke")
-            self._lose("The model failed. The text so far is kept; the model is being started again.", is_gpu=False)
+            self._lose(is_gpu=self._runner.is_lost())
         for sequence in self._everybody():
             self._end(sequence, "cancelled")
 
@@ -139,8 +139,10 @@ class BatchedEngine:
     def _everybody(self) -> list[_Sequence]:
         return [*self._writing, *self._reading, *self._waiting]
 
-    def _lose(self, problem: str, *, is_gpu: bool) -> None:
+    def _lose(self, *, is_gpu: bool) -> None:
         """All is lost, and nothing may touch the GPU any more."""
+        what = "GPU" if is_gpu else "model"
+        problem = f"The {what} failed. The text so far is kept; the model is being started again."
         for sequence in self._everybody():
             self._give(Finished(sequence.request.id, "failed", sequence.usage, problem))
         self._writing.clear()
@@ -360,14 +362,14 @@ class BatchedEngine:
             self._take(sequence, one)
 
     def _make_room(self) -> None:
-        """A place in a page for everybody's next token; if there is none, who came last waits again."""
+        """A place in a page for everybody's next token; if there is none, who came last waits again, read or not."""
         for sequence in list(self._writing):
             while sequence in self._writing:
                 have = len(sequence.held.pages)
                 try:
                     self._pool.extend(sequence.held, len(sequence.held.ids) + 1)
                 except OutOfPages:
-                    self._set_back(max(self._writing, key=lambda one: one.arrival))
+                    self._set_back(max([*self._writing, *self._reading], key=lambda one: one.arrival))
                     continue
                 if len(sequence.held.pages) > have:
                     self._runner.place(self._writing.index(sequence), sequence.held.pages, have)
@@ -433,7 +435,7 @@ class BatchedEngine:
         """A step for all failed: everybody reads again from their tokens, once; who fails twice in a row is ended."""
         _log.error("a step failed", exc_info=error)
         if self._runner.is_lost():
-            self._lose("The GPU failed. The text so far is kept; the model is being started again.", is_gpu=True)
+            self._lose(is_gpu=True)
             return
         self._pool.forget()
         at_it = [*self._writing, *self._reading]

@@ -21,6 +21,7 @@ from app.engine.batched import selftest
 from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import Pace
 from app.engine.batched.runner import Runner
+from app.engine.batched.selftest import CannotBatch
 from app.engine.memory import GIB, MOST_RECORDED, MemoryPlan, ModelShape
 
 _BITS_OF_NF4 = 4.127  # with double quantization: 4 + 8 / 64 + 32 / (64 * 256)
@@ -29,10 +30,6 @@ _LONGEST_JOINED_S = 0.25
 _log = logging.getLogger(__name__)
 # What is being done, and how far it is, 0 to 1
 Tell = Callable[[str, float], None]
-
-
-class CannotBatch(Exception):
-    """Why this model cannot be written for several people at once."""
 
 
 @dataclass(slots=True)
