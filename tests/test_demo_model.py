@@ -11,7 +11,13 @@ import httpx
 import pytest
 
 from app.config import Settings
+from app.engine import loading
+from app.engine.base import Message
+from app.engine.demo import demo_folder
 from app.engine.process import EngineProcess
+from app.engine.profiles import DEMO
+from app.engine.prompts import PromptEncoder
+from tests.engine.test_batched import both_ways_are_one
 from tests.live import LiveServer, serving
 from tests.routes.test_api import OWN_PAGE, read_events, send
 
@@ -71,6 +77,16 @@ def test_the_demo_model_thinks_answers_remembers_and_survives_its_processs_death
         body = {"text": "And of Spain?", "client_key": "the-third-key", "options": {"effort": "quick"}}
         again = client.post(f"/api/conversations/{conversation}/messages", json=body).json()
         assert read_events(client, again["run_id"])[-1]["state"] == "done"
+
+
+def test_it_is_written_for_many_at_once_as_it_is_for_one() -> None:
+    folder = demo_folder(CACHE, lambda _: None)
+    assert folder is not None
+    tokenizer = loading.load_tokenizer(str(folder))
+    model = loading.load_model(DEMO, str(folder), loading.load_config(str(folder)), lambda *_: None)
+    questions = ["What is the capital of France?", "Why is the sky blue?", "Count to ten, and then back to one again."]
+    encoder = PromptEncoder(tokenizer)
+    both_ways_are_one(model, tokenizer, [encoder.prompt([Message("user", text)]) for text in questions])
 
 
 def test_the_model_process_ends_with_its_server(live: LiveServer) -> None:

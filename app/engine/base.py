@@ -91,7 +91,8 @@ class EngineStatus:
     """What the engine is doing, for people: `stage` is a phrase ("Loading weights"), `progress` runs 0 to 1.
 
     When `state` is "failed", `problem` says what is wrong and `remedy` what to do, each a sentence. `way` says, for
-    whoever runs the server, how steps are taken, and which quicker ways were given up.
+    whoever runs the server, how steps are taken, and which quicker ways were given up. `is_trying` while the engine for
+    many is tried out, which may end its process.
     """
 
     state: EngineState
@@ -100,6 +101,7 @@ class EngineStatus:
     problem: str = ""
     remedy: str = ""
     way: str = ""
+    is_trying: bool = False
 
 
 @dataclass(frozen=True, slots=True)

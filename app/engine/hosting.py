@@ -10,8 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from app.engine.batched.attention import PagedCache
 from app.engine.batched.offload import HostPages
 from app.engine.batched.start import bytes_in_four_bits, shape_of, unsuitable
-from app.engine.loading import empty_model, has_gpu, used_gpu_gib, why_no_gpu
-from app.engine.memory import DRIVER, GIB, LEFT_FREE, MemoryPlan, capped, plan
+from app.engine.loading import empty_model, has_gpu, leave_gpu, used_gpu_gib, why_no_gpu
+from app.engine.memory import DRIVER, GIB, LEAST_TOKENS, LEFT_FREE, MemoryPlan, capped, plan
 from app.engine.profiles import QWQ, ModelSpec
 from app.errors import BadSetting, ModelUnavailable, first_line
 
@@ -40,6 +40,42 @@ def cap_gpu(cap_gib: float, left_bytes: int = 0) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.01, most / total)))
 
 
+def take_gpu(cap_gib: float, *, is_optional: bool) -> float:
+    """Have this process stay within a card of `cap_gib`; GiB that are free, 0 where there is no GPU.
+
+    One that cannot be used, because other programs have all of its memory, is left alone where it `is_optional`.
+    """
+    try:
+        cap_gpu(cap_gib)
+        return free_gpu_bytes(cap_gib) / GIB
+    except RuntimeError as error:
+        if not is_optional:
+            raise
+        leave_gpu(f"the one here cannot be used ({first_line(error)})")
+        return 0.0
+
+
+def leave_a_full_gpu(spec: ModelSpec, config: PretrainedConfig, window: int, cap_gib: float) -> None:
+    """The demo model runs without the GPU if there is no room on it."""
+    if spec.is_demo and has_gpu():
+        try:
+            expected_plan(spec, config, window, cap_gib)
+        except ModelUnavailable:
+            free = free_gpu_bytes(cap_gib) / GIB
+            leave_gpu(f"the one here has {free:.1f} GiB of free memory, too little for {spec.title}")
+
+
+def window_alone(spec: ModelSpec, config: PretrainedConfig, window: int, cap_gib: float) -> int:
+    """The most tokens of a sequence that is written alone on this machine; at most `window`."""
+    if not has_gpu() or unsuitable(config):
+        return window
+    try:
+        return expected_plan(spec, config, window, cap_gib).window
+    except ModelUnavailable:
+        # The plan for many has reserves that one does not need
+        return min(LEAST_TOKENS, window)
+
+
 def why_not_batched(config: PretrainedConfig, setting: str) -> str:
     """Why this model is written for one person at a time here; empty if it is not.
 
@@ -54,7 +90,7 @@ def why_not_batched(config: PretrainedConfig, setting: str) -> str:
     if problem and setting == "batched":
         raise BadSetting(f"PONDER_ENGINE=batched cannot be used with this model: {problem}. Use auto.")
     if not problem and setting == "auto" and not has_gpu():
-        return f"there is no CUDA GPU: {why_no_gpu()[0]}"
+        return f"no CUDA GPU is used: {why_no_gpu()[0]}"
     return problem
 
 

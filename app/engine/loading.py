@@ -35,10 +35,19 @@ from app.errors import ModelUnavailable, first_line
 Tell = Callable[[str, float | None], None]
 _NONE = ReasoningFormat(kind="none")
 _log = logging.getLogger(__name__)
+_left_gpu_for: list[str] = []
+
+
+def leave_gpu(why: str) -> None:
+    """From now on this process goes without a GPU; `why` is half a sentence about the one that is there."""
+    _log.warning("the GPU is left alone: %s", why)
+    _left_gpu_for.append(why)
 
 
 def has_gpu() -> bool:
     """Torch can use a CUDA GPU here. What it warns of the first time it is asked, `why_no_gpu` says in a sentence."""
+    if _left_gpu_for:
+        return False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CUDA initialization")
         return torch.cuda.is_available()
@@ -46,6 +55,8 @@ def has_gpu() -> bool:
 
 def why_no_gpu() -> tuple[str, str]:
     """What torch lacks for a CUDA GPU, as half a sentence, and what to do about it."""
+    if _left_gpu_for:
+        return _left_gpu_for[-1], "nvidia-smi lists the programs that use it."
     built_for = torch.version.cuda
     if built_for is None and torch.version.hip is None:
         return "torch is installed without CUDA here", "Install a torch with CUDA as https://pytorch.org says."

@@ -11,7 +11,7 @@ GIB = 1 << 30
 PAGE_TOKENS = 256
 MOST_ROWS = 64
 # What a person needs to get any good of a model: a question, some reasoning and an answer
-_LEAST_TOKENS = 4096
+LEAST_TOKENS = 4096
 _TOKENS_A_ROW = 2048
 _PIECES = (8192, 4096, 2048, 1024)  # the last one is recorded
 # Left to what grows beside us, the desktop for one
@@ -117,7 +117,7 @@ def capped(free_bytes: int, total_bytes: int, cap_gib: float) -> int:
 
 def _planned(shape: ModelShape, budget: int, window: int) -> MemoryPlan | None:
     left = budget - shape.weight_bytes - _GRAPHS - DRIVER
-    wanted = min(_LEAST_TOKENS, window)
+    wanted = min(LEAST_TOKENS, window)
     for piece in _PIECES:
         tokens, rows, scratch = left // shape.token_bytes, MOST_ROWS, 0
         # What attention gathers depends on the window, and that on what is left for the cache
@@ -147,6 +147,6 @@ def _rows_for(tokens: int, window: int) -> int:
 
 
 def _least_beside(shape: ModelShape, window: int) -> int:
-    tokens = min(_LEAST_TOKENS, window)
+    tokens = min(LEAST_TOKENS, window)
     scratch = shape.scratch_bytes(_PIECES[-1], tokens, _rows_for(tokens, window))
     return (tokens + 2 * PAGE_TOKENS) * shape.token_bytes + scratch + _GRAPHS + DRIVER

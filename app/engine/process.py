@@ -152,7 +152,11 @@ class EngineProcess:
                 self._end_requests("failed", self._status.problem)
                 return
             deaths = 1 if self._was_ready else deaths + 1
-            self._is_careful = self._is_careful or not self._was_ready
+            if self._was_ready:
+                self._is_careful = False
+            elif self._status.is_trying:
+                # It may have been the trial that ended it, and would again
+                self._is_careful = True
             _log.error("the model process ended: %s", _how(code))
             self._end_requests(
                 "failed", f"The model ended in the middle: {_how(code)}. The text so far is kept; try again."

@@ -178,8 +178,8 @@ class Worker:
             from app.engine.prompts import PromptEncoder
 
         told = self._told
-        hosting.cap_gpu(told.gpu_memory_gib)
-        free_gib = hosting.free_gpu_bytes(told.gpu_memory_gib) / 2**30
+        cap_gib, window = told.gpu_memory_gib, told.max_context_tokens
+        free_gib = hosting.take_gpu(cap_gib, is_optional=told.model in ("auto", "demo"))
         spec = spec_for(told.model, free_gib)
         source = spec.source
         loading.require_gpu(spec)
@@ -190,21 +190,24 @@ class Worker:
         config = loading.load_config(source)
         loading.require_same_vocabulary(source, tokenizer, config)
         encoder = PromptEncoder(tokenizer)
-        reason = hosting.why_not_batched(config, told.engine)
         self._note = f". {hosting.why_demo(free_gib)}" if told.model == "auto" and spec.is_demo else ""
-        window = told.max_context_tokens
+        hosting.leave_a_full_gpu(spec, config, window, cap_gib)
+        reason = hosting.why_not_batched(config, told.engine)
         self._profile = loading.profile_of(spec, tokenizer, encoder, config, window)
-        if not reason:
-            # Before the weights are there, so that what cannot fit is said at once
-            expected = hosting.expected_plan(spec, config, self._profile.context_window, told.gpu_memory_gib)
-            self._profile = loading.profile_of(spec, tokenizer, encoder, config, expected.window)
+        window = self._profile.context_window
+        # Before the weights are there, so that what cannot fit is said at once
+        if reason:
+            window = hosting.window_alone(spec, config, window, cap_gib)
+        else:
+            window = hosting.expected_plan(spec, config, window, cap_gib).window
+        self._profile = loading.profile_of(spec, tokenizer, encoder, config, window)
         self._encoder = encoder
         self._tell("Loading weights", 0.0)
         model = loading.load_model(spec, source, config, self._tell)
         if reason:
             self._write_alone(model, tokenizer, reason)
             return
-        plan = hosting.plan_for(spec, model, self._profile.context_window, told.gpu_memory_gib)
+        plan = hosting.plan_for(spec, model, window, cap_gib)
         _log.info("%s", plan)
         profile = loading.profile_of(spec, tokenizer, encoder, config, plan.window)
         self._profile = replace(profile, slots=plan.rows)
@@ -228,7 +231,7 @@ class Worker:
         from app.engine.batched.start import make_ready, runner_for
         from app.engine.hosting import pages_in_ram
 
-        self._tell("Making room for the KV cache", None)
+        self._tell("Making room for the KV cache", None, is_trying=True)
         runner = runner_for(model, plan)
         store = pages_in_ram(runner.cache, self._told.kv_ram_gib)
         pool = PagePool(plan.pages, plan.page_tokens, store)
@@ -236,7 +239,7 @@ class Worker:
         def prepare(moved: Callable[[], None]) -> Pace:
             def tell(stage: str, progress: float | None) -> None:
                 moved()
-                self._tell(stage, progress)
+                self._tell(stage, progress, is_trying=True)
 
             try:
                 ready = make_ready(runner, plan, tell)
@@ -275,13 +278,13 @@ class Worker:
         _log.warning("%s", sentence)
         self._tell_status(replace(self._status, way=f"{self._status.way}; since then {sentence}"))
 
-    def _tell(self, stage: str, progress: float | None) -> None:
+    def _tell(self, stage: str, progress: float | None, *, is_trying: bool = False) -> None:
         """A stage, or a step of it worth showing."""
         shown = None if progress is None else round(progress, 2)
         if (stage, shown) != (self._status.stage, self._status.progress):
             if stage != self._status.stage:
                 _log.info("%s", stage)
-            self._tell_status(EngineStatus("loading", stage, shown))
+            self._tell_status(EngineStatus("loading", stage, shown, is_trying=is_trying))
 
     def _tell_status(self, status: EngineStatus) -> None:
         self._status = status

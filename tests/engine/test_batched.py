@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched import attention, runner, selftest
@@ -43,8 +43,9 @@ class Desk:
         *,
         pages_in_ram: int = 0,
         pace: Pace | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self.pace = pace or Pace()
+        self.pace, self.tokenizer = pace or Pace(), tokenizer or tiny_tokenizer()
         self.runner = Runner(model or tiny_model(), rows=rows, pages=pages, page_tokens=PAGE, context_window=512)
         self.store = HostPages(self.runner.cache, 0)
         self.store = HostPages(self.runner.cache, pages_in_ram * self.store.page_bytes)
@@ -60,7 +61,7 @@ class Desk:
         self.engine = BatchedEngine(
             self.runner,
             self.pool,
-            tiny_tokenizer(),
+            self.tokenizer,
             self.given.put,
             lambda is_gpu: self.lost.append("the GPU" if is_gpu else "the loop"),
             prepare=lambda _: self.pace,
@@ -104,14 +105,20 @@ def prompt_of(number: int, tokens: int) -> tuple[int, ...]:
     return tuple(torch.randint(0, 256, (tokens,), generator=generator).tolist())
 
 
-@pytest.fixture(scope="module")
-def alone() -> Iterator[LocalEngine]:
+@contextmanager
+def writing_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[LocalEngine]:
     """The simplest engine, which every other one is measured against."""
     given: queue.Queue[Delta | Finished] = queue.Queue()
-    engine = LocalEngine(tiny_model(), tiny_tokenizer(), given.put)
+    engine = LocalEngine(model, tokenizer, given.put)
     engine.given = given  # type: ignore[attr-defined]
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[LocalEngine]:
+    with writing_alone(tiny_model(), tiny_tokenizer()) as engine:
+        yield engine
 
 
 def serially(engine: LocalEngine, prompt: tuple[int, ...], tokens: int = 20) -> list[int]:
@@ -151,19 +158,22 @@ def test_a_model_in_four_bits_gives_the_tokens_of_generate(tmp_path: Path) -> No
     folder = save_tiny(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, device_map={"": "cpu"})
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    desk = Desk(model=model)
-    assert selftest.against_model(desk.runner) == ""
-    for number in range(4):
-        desk.add(f"r{number}", prompt_of(number, 30 + 40 * number))
-    desk.read(4)
+    both_ways_are_one(model, tiny_tokenizer(), [prompt_of(number, 30 + 40 * number) for number in range(4)])
+
+
+def both_ways_are_one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[tuple[int, ...]]
+) -> None:
+    """Many at once get the tokens that `generate` gives each."""
+    desk = Desk(model=model, tokenizer=tokenizer)
+    for number, prompt in enumerate(prompts):
+        desk.add(f"r{number}", prompt)
+    desk.read(len(prompts))
     desk.engine.close()
     desk.runner.give_back()
-    given: queue.Queue[Delta | Finished] = queue.Queue()
-    engine = LocalEngine(model, tiny_tokenizer(), given.put)
-    engine.given = given  # type: ignore[attr-defined]
-    for number in range(4):
-        assert desk.ids[f"r{number}"] == serially(engine, prompt_of(number, 30 + 40 * number))
-    engine.close()
+    with writing_alone(model, tokenizer) as engine:
+        for number, prompt in enumerate(prompts):
+            assert desk.ids[f"r{number}"] == serially(engine, prompt)
 
 
 def test_it_ends_at_a_stop_token(desk: Desk) -> None:

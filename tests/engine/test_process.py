@@ -170,7 +170,7 @@ def test_what_a_ready_process_holds_is_not_looked_through_for_garbage(monkeypatc
 @pytest.mark.usefixtures("thaws")
 def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").mkdir()
-    worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0))
+    worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0, max_context_tokens=512))
     told: list[EngineStatus] = []
     monkeypatch.setattr(worker, "_tell_status", told.append)
     worker._load()
@@ -289,12 +289,12 @@ def test_a_step_that_hangs_or_loses_the_gpu_ends_that_process_and_is_told_in_wor
 
 # A worker that ends while it prepares to write for many, as a kernel that kills its process would have it
 _DYING_WORKER = """#!{python}
-import os, sys
+import os, sys, time
 sys.path.insert(0, {root!r})
 sys.argv = sys.argv[2:]
 from app.engine.batched import start
 from app.engine import hosting, worker
-start.make_ready = lambda *_: os._exit(70)
+start.make_ready = lambda *_: (time.sleep(1), os._exit(70))
 if "careful" not in sys.argv:
     hosting.why_not_batched = lambda *_: ""
 sys.exit(worker.main())
@@ -317,6 +317,29 @@ def test_a_process_that_dies_while_it_prepares_for_many_is_followed_by_one_that_
         assert there.finished["next"].reason in ("length", "stop")
 
     talk(tiny, body)
+
+
+def test_only_a_trial_that_ended_its_process_is_not_made_again_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, trying = EngineStatus("loading", "Loading weights"), EngineStatus("loading", is_trying=True)
+    ready, failed = EngineStatus("ready"), EngineStatus("failed", problem="enough")
+    lives = iter([[loading], [loading, trying], [loading, ready], [trying], [failed]])
+    careful: list[bool] = []
+
+    async def live(engine: EngineProcess) -> int:
+        careful.append(engine._is_careful)
+        for status in next(lives):
+            engine._become(status)
+        return 1
+
+    async def at_once(_: float) -> None:
+        return
+
+    monkeypatch.setattr(EngineProcess, "_live_through_one", live)
+    monkeypatch.setattr(process_module.asyncio, "sleep", at_once)
+    asyncio.run(EngineProcess(settings)._supervise())
+    assert careful == [False, False, True, False, True]
 
 
 def test_without_a_gpu_it_writes_for_one_and_does_not_end_before_its_app(tiny: Settings) -> None:

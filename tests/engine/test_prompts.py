@@ -1,9 +1,15 @@
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.base import Message
 from tests.engine.qwen import PLAIN, SPECIAL, THINK, qwen_encoder, qwen_tokenizer
+from tests.exports import answer, as_file, conversation, question
+from tests.live import LiveServer
+from tests.people import browsers
+from tests.scripted import CLOSE
 
 START, END, THINK_ID = 151644, 151645, 151667
 ARTICLE = [
@@ -73,6 +79,36 @@ def test_nothing_that_was_written_becomes_a_control_token(name: str, system: str
         return [token_id for token_id in encoder.prompt(messages) if token_id in control]
 
     assert controls(written) == controls(harmless)
+
+
+def test_nothing_that_is_imported_or_set_becomes_a_control_token(
+    live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, tokenizer = qwen_encoder("qwq-32b"), qwen_tokenizer("qwq-32b")
+    control = set(tokenizer.get_added_vocab().values())
+
+    async def prompt(messages: Sequence[Message]) -> tuple[int, ...]:
+        return encoder.prompt(messages)
+
+    def asked(text: str) -> tuple[int, ...]:
+        """The prompt of a question in a chat that was imported, with its title and a system prompt of these words."""
+        client.delete("/api/conversations")
+        chat = conversation(question(text), answer(1, text, reasoning=text), title=text[:100])
+        assert client.post("/api/me/import", content=as_file(chat)).status_code == 200
+        (talk,) = client.get("/api/conversations").json()["items"]
+        live_server.script(f"Hm.{CLOSE}Yes.")
+        body = {"text": text, "client_key": f"the-key-of-{len(text)}", "options": {"system_prompt": text}}
+        run = client.post(f"/api/conversations/{talk['id']}/messages", json=body).json()["run_id"]
+        assert "event: done" in client.get(f"/api/runs/{run}/events").text
+        return live_server.engine.requests[-1].prompt
+
+    monkeypatch.setattr(live_server.engine, "prompt", prompt)
+    written = "".join([*SPECIAL, *PLAIN, *THINK])
+    with browsers(live_server.url) as people:
+        client = people.guest()
+        hostile, harmless = asked(written), asked("harmless")
+    assert tokenizer.decode(hostile).count(written) == 4
+    assert [id for id in hostile if id in control] == [id for id in harmless if id in control]
 
 
 @given(text=_texts)

@@ -1,5 +1,6 @@
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,24 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from app.engine import loading
 from app.engine.batched import selftest, start
 from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import FIRST_TOKENS, MOST_STALL_S, Pace
 from app.engine.batched.selftest import CannotBatch
 from app.engine.batched.start import bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
-from app.engine.hosting import expected_plan, free_ram_bytes, why_demo, why_not_batched
+from app.engine.hosting import (
+    expected_plan,
+    free_ram_bytes,
+    leave_a_full_gpu,
+    take_gpu,
+    why_demo,
+    why_not_batched,
+    window_alone,
+)
 from app.engine.loading import empty_model
-from app.engine.memory import MemoryPlan
-from app.engine.profiles import QWQ
+from app.engine.memory import LEAST_TOKENS, MemoryPlan
+from app.engine.profiles import DEMO, QWQ
 from app.errors import BadSetting, ModelUnavailable
 from tests.engine.tiny import tiny_model
 
@@ -183,6 +193,68 @@ def test_why_auto_is_the_demo_model_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert why_demo(8.0) == "QwQ-32B needs 21 GiB of free GPU memory and 8.0 GiB are free"
     # Why it is the demo model says nothing of how that is written
     assert why_not_batched(LlamaConfig(), "auto") == ""
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """As if there were a card of 24 GB with so many GiB free."""
+    monkeypatch.setattr(loading, "_left_gpu_for", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+
+    def has_free(gib: float) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(gib * 2**30), int(23.6 * 2**30)))
+
+    return has_free
+
+
+def test_the_demo_model_leaves_a_gpu_alone_that_has_no_room(gpu: Callable[[float], None]) -> None:
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    )
+    gpu(2.5)
+    leave_a_full_gpu(DEMO, config, 2048, 0.0)
+    assert loading.has_gpu()
+    gpu(1.0)
+    leave_a_full_gpu(QWQ, config, 2048, 0.0)
+    assert loading.has_gpu()
+    leave_a_full_gpu(DEMO, config, 2048, 0.0)
+    assert not loading.has_gpu()
+    assert why_not_batched(config, "auto") == (
+        "no CUDA GPU is used: the one here has 1.0 GiB of free memory, too little for SmolLM2-135M (demo)"
+    )
+
+
+def test_a_gpu_that_cannot_be_used_is_left_alone_where_the_model_can_do_without(
+    gpu: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> object:
+        raise torch.OutOfMemoryError("CUDA error: out of memory\nmore of it")
+
+    gpu(22.5)
+    assert take_gpu(0.0, is_optional=True) == 22.5
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        take_gpu(0.0, is_optional=False)
+    assert take_gpu(0.0, is_optional=True) == 0.0
+    assert "the one here cannot be used (CUDA error: out of memory)" in why_not_batched(QWQ_CONFIG, "auto")
+
+
+def test_who_is_written_alone_is_promised_no_more_than_the_gpu_holds(gpu: Callable[[float], None]) -> None:
+    gpu(22.9)
+    alone = window_alone(QWQ, QWQ_CONFIG, 32768, 0.0)
+    assert 8192 < alone < 16384
+    assert alone == expected_plan(QWQ, QWQ_CONFIG, 32768, 0.0).window
+    gpu(20.8)
+    assert window_alone(QWQ, QWQ_CONFIG, 32768, 0.0) == LEAST_TOKENS
+    # What of its cache slides is not known here
+    assert window_alone(QWQ, MistralConfig(sliding_window=4096), 32768, 0.0) == 32768
 
 
 def test_this_machine_has_some_memory() -> None:
