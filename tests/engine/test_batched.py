@@ -837,6 +837,39 @@ def test_one_whose_text_cannot_be_made_fails_alone(desk: Desk, monkeypatch: pyte
     assert desk.pool.available == desk.pool.total
 
 
+def test_a_row_that_cannot_be_moved_costs_nobody_anything(
+    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, decode, calls = desk.runner.move, desk.runner.decode, [0]
+    is_cancelled = threading.Event()
+
+    def failing_once(source: int, target: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise RuntimeError("a kernel")
+        move(source, target)
+
+    def later(rows: int) -> object:
+        is_cancelled.wait(WAIT_S)
+        return decode(rows)
+
+    monkeypatch.setattr(desk.runner, "move", failing_once)
+    monkeypatch.setattr(desk.runner, "decode", later)
+    for number in range(3):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=200)
+    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
+        pass
+    desk.engine.cancel("r0")
+    is_cancelled.set()
+    ended = desk.read(3)
+    assert calls[0]
+    assert ended["r0"].reason == "cancelled"
+    for name in ("r1", "r2"):
+        assert ended[name].reason in ("length", "stop")
+        assert desk.ids[name] == serially(alone, prompt_of(int(name[1]), 20), 200)
+    assert desk.pool.available == desk.pool.total
+
+
 @pytest.mark.parametrize(("is_lost", "what"), [(False, "the loop"), (True, "the GPU")])
 def test_a_loop_that_breaks_tells_everybody_and_what_is_lost(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, is_lost: bool, what: str

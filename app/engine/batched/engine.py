@@ -122,10 +122,10 @@ class BatchedEngine:
             self._runner.on_layer(self._moved)
             self._pace = self._prepare(self._moved)
             while not self._is_closed:
-                self._take_orders()
                 try:
+                    self._take_orders()
                     self._step()
-                except Exception as error:  # a step that serves all must not end with one of them
+                except Exception as error:  # what serves all must not end with one of them
                     self._recover(error)
         except Exception:
             _log.exception("the engine's loop broke")
@@ -406,20 +406,23 @@ class BatchedEngine:
 
     def _leave(self, sequence: _Sequence) -> None:
         """Out of whatever it is in; its pages are free in this very step."""
+        self._pool.end(sequence.held)
+        for others in (self._reading, self._waiting):
+            if sequence in others:
+                others.remove(sequence)
         if sequence in self._writing:
             row, last = self._writing.index(sequence), len(self._writing) - 1
             self._writing[row] = self._writing[last]
             self._writing.pop()
             if row != last:
+                # The last of all: what may fail must leave nothing half done
                 self._runner.move(last, row)
-        for others in (self._reading, self._waiting):
-            if sequence in others:
-                others.remove(sequence)
-        self._pool.end(sequence.held)
 
     def _end(self, sequence: _Sequence, reason: FinishReason, problem: str = "") -> None:
-        self._leave(sequence)
-        self._give(Finished(sequence.request.id, reason, sequence.usage, problem))
+        try:
+            self._leave(sequence)
+        finally:
+            self._give(Finished(sequence.request.id, reason, sequence.usage, problem))
 
     def _fail(self, sequence: _Sequence, problem: str) -> None:
         self._end(sequence, "failed", problem)
