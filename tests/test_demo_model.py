@@ -79,7 +79,9 @@ def test_the_demo_model_thinks_answers_remembers_and_survives_its_processs_death
         assert read_events(client, again["run_id"])[-1]["state"] == "done"
 
 
-def test_it_is_written_for_many_at_once_as_it_is_for_one() -> None:
+def test_it_is_written_for_many_at_once_as_it_is_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In 16 bits rounding differs with the shape of a batch
+    monkeypatch.setattr(loading, "_left_gpu_for", ["this is about float32"])
     folder = demo_folder(CACHE, lambda _: None)
     assert folder is not None
     tokenizer = loading.load_tokenizer(str(folder))

@@ -51,18 +51,13 @@ def take_gpu(cap_gib: float, *, is_optional: bool) -> float:
     except RuntimeError as error:
         if not is_optional:
             raise
-        leave_gpu(f"the one here cannot be used ({first_line(error)})")
+        leave_unusable_gpu(error)
         return 0.0
 
 
-def leave_a_full_gpu(spec: ModelSpec, config: PretrainedConfig, window: int, cap_gib: float) -> None:
-    """The demo model runs without the GPU if there is no room on it."""
-    if spec.is_demo and has_gpu():
-        try:
-            expected_plan(spec, config, window, cap_gib)
-        except ModelUnavailable:
-            free = free_gpu_bytes(cap_gib) / GIB
-            leave_gpu(f"the one here has {free:.1f} GiB of free memory, too little for {spec.title}")
+def leave_unusable_gpu(error: Exception) -> None:
+    """Go on without the GPU that gave this error."""
+    leave_gpu(f"the one here cannot be used ({first_line(error).rstrip('.')})")
 
 
 def window_alone(spec: ModelSpec, config: PretrainedConfig, window: int, cap_gib: float) -> int:

@@ -40,7 +40,7 @@ _left_gpu_for: list[str] = []
 
 def leave_gpu(why: str) -> None:
     """From now on this process goes without a GPU; `why` is half a sentence about the one that is there."""
-    _log.warning("the GPU is left alone: %s", why)
+    _log.warning("no GPU is used from here on: %s", why)
     _left_gpu_for.append(why)
 
 

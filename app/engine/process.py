@@ -151,12 +151,13 @@ class EngineProcess:
             if self._status.state == "failed":
                 self._end_requests("failed", self._status.problem)
                 return
-            deaths = 1 if self._was_ready else deaths + 1
             if self._was_ready:
-                self._is_careful = False
-            elif self._status.is_trying:
-                # It may have been the trial that ended it, and would again
-                self._is_careful = True
+                deaths, self._is_careful = 1, False
+            elif self._status.is_trying and self._settings.engine == "auto":
+                # It may have been the trial that ended it, and the next one does without
+                deaths, self._is_careful = 1, True
+            else:
+                deaths += 1
             _log.error("the model process ended: %s", _how(code))
             self._end_requests(
                 "failed", f"The model ended in the middle: {_how(code)}. The text so far is kept; try again."
@@ -215,7 +216,7 @@ class EngineProcess:
             "--cache-dir": settings.cache_dir.expanduser().absolute(),
             "--max-context-tokens": settings.max_context_tokens,
             "--silence-s": self._silence_s,
-            "--engine": "careful" if self._is_careful and settings.engine == "auto" else settings.engine,
+            "--engine": "careful" if self._is_careful else settings.engine,
             "--gpu-memory-gib": settings.gpu_memory_gib,
             "--kv-ram-gib": "auto" if settings.kv_ram_gib is None else settings.kv_ram_gib,
             "--parent": os.getpid(),

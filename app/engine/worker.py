@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,15 @@ from app.engine.wire import (
     from_line,
     to_line,
 )
-from app.errors import PonderError
+from app.errors import ModelUnavailable, PonderError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from app.engine.batched.engine import BatchedEngine
     from app.engine.local import LocalEngine
     from app.engine.memory import MemoryPlan
+    from app.engine.profiles import ModelSpec
     from app.engine.prompts import PromptEncoder
 
 _COALESCE_S = 0.04
@@ -178,8 +180,7 @@ class Worker:
             from app.engine.prompts import PromptEncoder
 
         told = self._told
-        cap_gib, window = told.gpu_memory_gib, told.max_context_tokens
-        free_gib = hosting.take_gpu(cap_gib, is_optional=told.model in ("auto", "demo"))
+        free_gib = hosting.take_gpu(told.gpu_memory_gib, is_optional=told.model in ("auto", "demo"))
         spec = spec_for(told.model, free_gib)
         source = spec.source
         loading.require_gpu(spec)
@@ -191,10 +192,30 @@ class Worker:
         loading.require_same_vocabulary(source, tokenizer, config)
         encoder = PromptEncoder(tokenizer)
         self._note = f". {hosting.why_demo(free_gib)}" if told.model == "auto" and spec.is_demo else ""
-        hosting.leave_a_full_gpu(spec, config, window, cap_gib)
-        reason = hosting.why_not_batched(config, told.engine)
-        self._profile = loading.profile_of(spec, tokenizer, encoder, config, window)
+        load = partial(self._load_weights, spec, source, config, tokenizer, encoder)
+        try:
+            load()
+        except (ModelUnavailable, RuntimeError) as error:
+            if not spec.is_demo or not loading.has_gpu():
+                raise
+            # Others have its memory: any computer will do for this one
+            hosting.leave_unusable_gpu(error)
+            load()
+
+    def _load_weights(
+        self,
+        spec: "ModelSpec",
+        source: str,
+        config: "PretrainedConfig",
+        tokenizer: "PreTrainedTokenizerBase",
+        encoder: "PromptEncoder",
+    ) -> None:
+        from app.engine import hosting, loading
+
+        cap_gib = self._told.gpu_memory_gib
+        self._profile = loading.profile_of(spec, tokenizer, encoder, config, self._told.max_context_tokens)
         window = self._profile.context_window
+        reason = hosting.why_not_batched(config, self._told.engine)
         # Before the weights are there, so that what cannot fit is said at once
         if reason:
             window = hosting.window_alone(spec, config, window, cap_gib)

@@ -626,7 +626,7 @@ def _accepted(db: Session, owner_id: str, client_key: str) -> Accepted | None:
 
 
 def _own(known: Accepted, made: Sequence[Accepted]) -> Accepted:
-    """What is known is new if this very call made it, in a first try that was committed though it seemed to fail."""
+    """What is known is new if this very call made it, in an earlier try that was committed though it seemed to fail."""
     return next((own for own in made if own.run_id == known.run_id), known)
 
 

@@ -1,3 +1,4 @@
+import inspect
 import queue
 import sys
 import threading
@@ -24,7 +25,7 @@ from app.engine.batched.pages import OutOfPages, PagePool
 from app.engine.batched.runner import Runner
 from app.engine.local import LocalEngine
 from app.engine.streamer import TokenStreamer
-from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer, with_plain_kernels
 
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=1.0, top_p=0.95, top_k=40, seed=7)
@@ -158,6 +159,7 @@ def test_a_model_in_four_bits_gives_the_tokens_of_generate(tmp_path: Path) -> No
     folder = save_tiny(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, device_map={"": "cpu"})
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    with_plain_kernels(model)
     both_ways_are_one(model, tiny_tokenizer(), [prompt_of(number, 30 + 40 * number) for number in range(4)])
 
 
@@ -740,9 +742,11 @@ def test_a_long_conversation_comes_back_from_ram_whole(alone: LocalEngine) -> No
     desk.engine.close()
 
 
-def test_who_came_last_gives_way_whatever_its_row(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("can_move", [True, False])
+def test_who_came_last_gives_way_whatever_its_row(desk: Desk, monkeypatch: pytest.MonkeyPatch, can_move: bool) -> None:
     set_back: list[str] = []
-    give_way, extend = desk.engine._set_back, desk.pool.extend
+    give_way, extend, move = desk.engine._set_back, desk.pool.extend, desk.runner.move
+    failed: list[int] = []
     one_has_ended = threading.Event()
 
     def noted(sequence: Any) -> None:
@@ -754,6 +758,13 @@ def test_who_came_last_gives_way_whatever_its_row(desk: Desk, monkeypatch: pytes
             raise OutOfPages
         extend(held, tokens)
 
+    def moved(source: int, target: int) -> None:
+        if set_back and not can_move and not failed:
+            failed.append(source)
+            raise RuntimeError("a kernel")
+        move(source, target)
+
+    monkeypatch.setattr(desk.runner, "move", moved)
     monkeypatch.setattr(desk.engine, "_set_back", noted)
     monkeypatch.setattr(desk.pool, "extend", full_once)
     # The first one ends soon, and the last one takes its row
@@ -763,15 +774,21 @@ def test_who_came_last_gives_way_whatever_its_row(desk: Desk, monkeypatch: pytes
         pass
     assert ended.request_id == "r0"
     one_has_ended.set()
-    desk.read(3)
+    assert {one.reason for one in desk.read(3).values()} <= {"length", "stop"}
     assert set_back == ["r3"]
+    assert len(failed) == (not can_move)
 
 
 def test_who_came_last_gives_way_also_while_it_is_read(
     desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_back: list[str] = []
-    give_way, extend = desk.engine._set_back, desk.pool.extend
+    give_way, extend, decode = desk.engine._set_back, desk.pool.extend, desk.runner.decode
+    is_late_there = threading.Event()
+
+    def later(rows: int) -> object:
+        is_late_there.wait(WAIT_S)
+        return decode(rows)
 
     def noted(sequence: Any) -> None:
         set_back.append(sequence.request.id)
@@ -785,10 +802,12 @@ def test_who_came_last_gives_way_also_while_it_is_read(
 
     monkeypatch.setattr(desk.engine, "_set_back", noted)
     monkeypatch.setattr(desk.pool, "extend", full_once)
+    monkeypatch.setattr(desk.runner, "decode", later)
     desk.add("first", prompt_of(1, 20), tokens=200)
     while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
         pass
     desk.add("late", prompt_of(9, 400))
+    is_late_there.set()
     desk.read(2)
     assert set_back == ["late"]
     assert desk.ids["late"] == serially(alone, prompt_of(9, 400))
@@ -837,36 +856,41 @@ def test_one_whose_text_cannot_be_made_fails_alone(desk: Desk, monkeypatch: pyte
     assert desk.pool.available == desk.pool.total
 
 
+@pytest.mark.parametrize("failing_calls", [1, 2])
 def test_a_row_that_cannot_be_moved_costs_nobody_anything(
-    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, alone: LocalEngine, monkeypatch: pytest.MonkeyPatch, failing_calls: int
 ) -> None:
-    move, decode, calls = desk.runner.move, desk.runner.decode, [0]
-    is_cancelled = threading.Event()
+    move, decode = desk.runner.move, desk.runner.decode
+    are_added, all_write, is_cancelled = threading.Event(), threading.Event(), threading.Event()
+    while_obeying: list[bool] = []
 
-    def failing_once(source: int, target: int) -> None:
-        calls[0] += 1
-        if calls[0] == 1:
+    def failing(source: int, target: int) -> None:
+        if len(while_obeying) < failing_calls:
+            while_obeying.append(any(frame.function == "_obey" for frame in inspect.stack()))
             raise RuntimeError("a kernel")
         move(source, target)
 
     def later(rows: int) -> object:
-        is_cancelled.wait(WAIT_S)
+        are_added.wait(WAIT_S)
+        if rows == 4 and not all_write.is_set():
+            all_write.set()
+            is_cancelled.wait(WAIT_S)
         return decode(rows)
 
-    monkeypatch.setattr(desk.runner, "move", failing_once)
+    monkeypatch.setattr(desk.runner, "move", failing)
     monkeypatch.setattr(desk.runner, "decode", later)
-    for number in range(3):
-        desk.add(f"r{number}", prompt_of(number, 20), tokens=200)
-    while not isinstance(desk.given.get(timeout=WAIT_S), Delta):
-        pass
+    for number in range(4):
+        desk.add(f"r{number}", prompt_of(number, 20), tokens=100)
+    are_added.set()
+    assert all_write.wait(WAIT_S)
     desk.engine.cancel("r0")
     is_cancelled.set()
-    ended = desk.read(3)
-    assert calls[0]
+    ended = desk.read(4)
+    assert while_obeying[0]
     assert ended["r0"].reason == "cancelled"
-    for name in ("r1", "r2"):
-        assert ended[name].reason in ("length", "stop")
-        assert desk.ids[name] == serially(alone, prompt_of(int(name[1]), 20), 200)
+    for number in (1, 2, 3):
+        assert ended[f"r{number}"].reason in ("length", "stop")
+        assert desk.ids[f"r{number}"] == serially(alone, prompt_of(number, 20), 100)
     assert desk.pool.available == desk.pool.total
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.config import Settings
+from app.engine import demo, loading
 from app.engine import process as process_module
 from app.engine import worker as worker_module
 from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
@@ -170,13 +173,44 @@ def test_what_a_ready_process_holds_is_not_looked_through_for_garbage(monkeypatc
 @pytest.mark.usefixtures("thaws")
 def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").mkdir()
-    worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0, max_context_tokens=512))
+    worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0))
     told: list[EngineStatus] = []
     monkeypatch.setattr(worker, "_tell_status", told.append)
     worker._load()
     worker._loop.close()
     assert f"{tmp_path} could not be read" in told[-1].problem
     assert "PONDER_MODEL" in told[-1].remedy
+
+
+@pytest.mark.usefixtures("thaws")
+@pytest.mark.parametrize(("setting", "way"), [("auto", "one request at a time"), ("batched", "at once")])
+def test_the_demo_model_goes_without_a_gpu_that_has_no_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, way: str
+) -> None:
+    monkeypatch.setattr(loading, "_left_gpu_for", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 24 * 2**30))
+    monkeypatch.setattr(demo, "demo_folder", lambda *_: save_tiny(tmp_path / "demo"))
+    monkeypatch.setattr(worker_module, "_end_as_lost", lambda: None)
+    told = Namespace(
+        model="demo", cache_dir=tmp_path, engine=setting, gpu_memory_gib=0.0, max_context_tokens=512, kv_ram_gib="0"
+    )
+    worker = Worker(told)
+    statuses: queue.Queue[EngineStatus] = queue.Queue()
+    monkeypatch.setattr(worker, "_tell_status", statuses.put)
+    worker._load()
+    while (status := statuses.get(timeout=60)).state == "loading":
+        pass
+    worker._loop.close()
+    assert worker._engine is not None
+    worker._engine.close()
+    assert status.state == "ready", status
+    assert way in status.way
+    problem = "the one here cannot be used (SmolLM2-135M (demo) needs "
+    assert (f"no CUDA GPU is used: {problem}" in status.way) == (setting == "auto")
+    assert loading.why_no_gpu()[0].startswith(problem)
 
 
 @pytest.mark.parametrize(("program", "how"), [("/bin/false", "exit status 1"), ("/no/such/python", "it did not start")])

@@ -11,7 +11,7 @@ from app.engine import loading
 from app.engine.profiles import ModelSpec
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
 from bench.loading_memory import load_and_tell, measured, own_bytes, write_shards
-from tests.engine.tiny import save_tiny
+from tests.engine.tiny import save_tiny, with_plain_kernels
 
 SPEC = ModelSpec("tiny", "tiny", "Tiny", "")
 
@@ -23,6 +23,7 @@ def silent(*_: object) -> None:
 def logits_of(spec: ModelSpec, folder: Path) -> torch.Tensor:
     model = loading.load_model(spec, str(folder), loading.load_config(str(folder)), silent)
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    with_plain_kernels(model)
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([[1, 2, 3]])).logits
     return logits

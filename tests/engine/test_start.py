@@ -18,7 +18,6 @@ from app.engine.batched.start import bytes_in_four_bits, make_ready, runner_for,
 from app.engine.hosting import (
     expected_plan,
     free_ram_bytes,
-    leave_a_full_gpu,
     take_gpu,
     why_demo,
     why_not_batched,
@@ -26,7 +25,7 @@ from app.engine.hosting import (
 )
 from app.engine.loading import empty_model
 from app.engine.memory import LEAST_TOKENS, MemoryPlan
-from app.engine.profiles import DEMO, QWQ
+from app.engine.profiles import QWQ
 from app.errors import BadSetting, ModelUnavailable
 from tests.engine.tiny import tiny_model
 
@@ -207,28 +206,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(gib * 2**30), int(23.6 * 2**30)))
 
     return has_free
-
-
-def test_the_demo_model_leaves_a_gpu_alone_that_has_no_room(gpu: Callable[[float], None]) -> None:
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-    )
-    gpu(2.5)
-    leave_a_full_gpu(DEMO, config, 2048, 0.0)
-    assert loading.has_gpu()
-    gpu(1.0)
-    leave_a_full_gpu(QWQ, config, 2048, 0.0)
-    assert loading.has_gpu()
-    leave_a_full_gpu(DEMO, config, 2048, 0.0)
-    assert not loading.has_gpu()
-    assert why_not_batched(config, "auto") == (
-        "no CUDA GPU is used: the one here has 1.0 GiB of free memory, too little for SmolLM2-135M (demo)"
-    )
 
 
 def test_a_gpu_that_cannot_be_used_is_left_alone_where_the_model_can_do_without(

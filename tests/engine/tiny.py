@@ -42,6 +42,16 @@ def tiny_model(layers: int = 2) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
+def with_plain_kernels(model: torch.nn.Module) -> None:
+    """A model in 4 bits computes the same on every CPU.
+
+    Where a CPU has AVX512-BF16, bitsandbytes packs the weights anew, in blocks that tiny layers are too small for.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def save_tiny(folder: Path, **options: object) -> Path:
     """A folder with the tiny model and its tokenizer."""
     tiny_model().save_pretrained(folder, **options)

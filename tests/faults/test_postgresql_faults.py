@@ -168,24 +168,29 @@ def test_a_send_that_is_chosen_in_two_deadlocks_is_done_once(
     talk = ada.begin()
     waiting = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{name_in(address)}' AND wait_event_type = 'Lock'"
     owner = "SELECT people.id FROM people JOIN conversations ON owner_id = people.id FOR UPDATE OF people"
-    with psycopg.connect(address) as other, ThreadPoolExecutor(2) as pool, caplog.at_level(logging.INFO):
+    with (
+        psycopg.connect(address) as other,
+        psycopg.connect(server.address(), autocommit=True) as looking,
+        ThreadPoolExecutor(2) as pool,
+        caplog.at_level(logging.INFO),
+    ):
         # Whoever looks first is chosen, and this one never does
         other.execute("SET deadlock_timeout = '60s'")
         other.execute("SELECT id FROM conversations WHERE id = %s FOR UPDATE", (talk,))
         sent = pool.submit(ada.send, talk)
-        until(lambda: server.execute(waiting))
+        until(lambda: looking.execute(waiting).fetchall())
         locked = pool.submit(other.execute, owner)
-        until(lambda: len(server.execute(waiting)) == 2)
+        until(lambda: len(looking.execute(waiting).fetchall()) == 2)
         # It sleeps through the first deadlock, and finds the lock taken by the second try
         os.kill(other.info.backend_pid, signal.SIGSTOP)
         try:
-            until(lambda: TRIED_AGAIN in caplog.messages and len(server.execute(waiting)) == 2)
+            until(lambda: TRIED_AGAIN in caplog.messages and len(looking.execute(waiting).fetchall()) == 2)
         finally:
             os.kill(other.info.backend_pid, signal.SIGCONT)
         locked.result()
         other.rollback()
         accepted = sent.result()
     assert accepted.status_code == 202, accepted.text
-    assert caplog.messages.count(TRIED_AGAIN) == 2
+    assert caplog.messages.count(TRIED_AGAIN) >= 2
     assert ada.finish(accepted.json()["run_id"])["state"] == "done"
     assert (counted(server, address, "messages"), counted(server, address, "runs")) == (2, 1)

@@ -378,11 +378,12 @@ class BatchedEngine:
     def _set_back(self, sequence: _Sequence) -> None:
         """Its pages are needed by others: it reads again when there is room, and fails if it is alone."""
         is_alone = len(self._writing) + len(self._reading) == 1
-        self._leave(sequence)
+        try:
+            self._leave(sequence)
+        finally:
+            self._waiting.appendleft(sequence)
         if is_alone:
             self._fail_for_room(sequence)
-        else:
-            self._waiting.appendleft(sequence)
 
     def _take(self, sequence: _Sequence, drawn: Drawn) -> None:
         """Give on the token that a sequence got, and see whether it was its last."""
@@ -441,12 +442,11 @@ class BatchedEngine:
             self._lose(is_gpu=True)
             return
         self._pool.forget()
-        at_it = [*self._writing, *self._reading]
+        at_it = self._read_again()
         if isinstance(error, torch.OutOfMemoryError) and at_it:
             # The longest takes most: without it the others have room
             self._fail_for_room(max(at_it, key=lambda sequence: len(sequence.tokens)))
             _free_what_it_held(error)
-            self._read_again([*self._writing, *self._reading])
             return
         if not at_it and self._waiting:
             # It could not even be let in
@@ -457,13 +457,15 @@ class BatchedEngine:
             sequence.failures += 1
             if sequence.failures > 1:
                 self._fail(sequence, _failed_by(error))
-        self._read_again([*self._writing, *self._reading])
 
-    def _read_again(self, sequences: list[_Sequence]) -> None:
-        """They go on from their tokens, before whoever waits already."""
-        for sequence in sequences:
+    def _read_again(self) -> list[_Sequence]:
+        """Whoever reads or writes goes on from their tokens, before whoever waits already; who that is."""
+        at_it = [*self._writing, *self._reading]
+        # From the last row on: then none has to be moved, which may be what failed
+        for sequence in reversed(at_it):
             self._leave(sequence)
-        self._waiting.extendleft(reversed(sequences))
+        self._waiting.extendleft(reversed(at_it))
+        return at_it
 
 
 def _delta_of(sequence: _Sequence, drawn: Drawn) -> Delta:
