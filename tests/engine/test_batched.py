@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.base import Delta, Finished, Request, Sampling
 from app.engine.batched import attention, runner, selftest
@@ -25,7 +25,7 @@ from app.engine.batched.pages import OutOfPages, PagePool
 from app.engine.batched.runner import Runner
 from app.engine.local import LocalEngine
 from app.engine.streamer import TokenStreamer
-from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer, with_plain_kernels
+from tests.engine.tiny import save_tiny, tiny_in_four_bits, tiny_model, tiny_tokenizer, with_plain_kernels
 
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=1.0, top_p=0.95, top_k=40, seed=7)
@@ -150,14 +150,7 @@ def test_many_at_once_get_the_tokens_that_each_gets_alone(desk: Desk, alone: Loc
 
 
 def test_a_model_in_four_bits_gives_the_tokens_of_generate(tmp_path: Path) -> None:
-    how = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    folder = save_tiny(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=how, device_map={"": "cpu"})
+    model = tiny_in_four_bits(save_tiny(tmp_path))
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     with_plain_kernels(model)
     both_ways_are_one(model, tiny_tokenizer(), [prompt_of(number, 30 + 40 * number) for number in range(4)])

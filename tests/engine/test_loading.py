@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import BitsAndBytesConfig
 
 from app.engine import demo, hosting, loading
 from app.engine.base import ReasoningFormat
@@ -18,7 +17,7 @@ from app.engine.profiles import DEMO, QWQ, QWQ_PREVIEW, spec_for
 from app.engine.prompts import PromptEncoder
 from app.errors import ModelUnavailable
 from tests.engine.qwen import DATA, qwen_encoder, qwen_tokenizer
-from tests.engine.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.engine.tiny import save_tiny, tiny_in_four_bits, tiny_model, tiny_tokenizer
 
 ROOMY = SimpleNamespace(max_position_embeddings=131_072)
 TINY_SPEC = spec_for("some/model", 0)
@@ -285,17 +284,8 @@ def test_a_folder_is_loaded_with_progress(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_saved_in_four_bits_is_loaded_in_four_bits(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    whole, quantized = save_tiny(tmp_path / "whole"), tmp_path / "quantized"
-    how = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    model = AutoModelForCausalLM.from_pretrained(whole, quantization_config=how, device_map={"": "cpu"})
-    model.save_pretrained(quantized)
+    quantized = tmp_path / "quantized"
+    tiny_in_four_bits(save_tiny(tmp_path / "whole")).save_pretrained(quantized)
     tiny_tokenizer().save_pretrained(quantized)
     config = loading.load_config(str(quantized))
     loaded = loading.load_model(TINY_SPEC, str(quantized), config, silent)

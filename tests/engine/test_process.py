@@ -13,17 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.config import Settings
-from app.engine import demo, loading
+from app.engine import demo, hosting, loading
 from app.engine import process as process_module
 from app.engine import worker as worker_module
 from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
 from app.engine.process import EngineProcess
 from app.engine.wire import EXIT_GPU_LOST
 from app.engine.worker import Worker
-from tests.engine.tiny import save_tiny
+from tests.engine.tiny import pretend_gpu, save_tiny
 from tests.scripted import PROFILE
 
 Body = Callable[["Talk"], Awaitable[None]]
@@ -187,11 +186,8 @@ def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path, monke
 def test_the_demo_model_goes_without_a_gpu_that_has_no_room_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, way: str
 ) -> None:
-    monkeypatch.setattr(loading, "_left_gpu_for", [])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 24 * 2**30))
+    pretend_gpu(monkeypatch, 1.0)
+    monkeypatch.setattr(hosting, "window_alone", lambda *_: 300)
     monkeypatch.setattr(demo, "demo_folder", lambda *_: save_tiny(tmp_path / "demo"))
     monkeypatch.setattr(worker_module, "_end_as_lost", lambda: None)
     told = Namespace(
@@ -208,6 +204,8 @@ def test_the_demo_model_goes_without_a_gpu_that_has_no_room_for_it(
     worker._engine.close()
     assert status.state == "ready", status
     assert way in status.way
+    assert worker._profile is not None
+    assert worker._profile.context_window == (300 if setting == "auto" else 512)
     problem = "the one here cannot be used (SmolLM2-135M (demo) needs "
     assert (f"no CUDA GPU is used: {problem}" in status.way) == (setting == "auto")
     assert loading.why_no_gpu()[0].startswith(problem)

@@ -1,6 +1,5 @@
 import shutil
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from app.engine import loading
 from app.engine.batched import selftest, start
 from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import FIRST_TOKENS, MOST_STALL_S, Pace
@@ -27,7 +25,7 @@ from app.engine.loading import empty_model
 from app.engine.memory import LEAST_TOKENS, MemoryPlan
 from app.engine.profiles import QWQ
 from app.errors import BadSetting, ModelUnavailable
-from tests.engine.tiny import tiny_model
+from tests.engine.tiny import pretend_gpu, tiny_model
 
 PLAN = MemoryPlan(0, 0, 0, 40, 8, 512, 512, 16)
 QWQ_CONFIG = Qwen2Config(
@@ -162,8 +160,7 @@ def test_qwq_is_known_to_take_18_gib_before_it_is_loaded(monkeypatch: pytest.Mon
     assert 17.8 < bytes_in_four_bits(model) / 2**30 < 18.0
     shape = shape_of(model)
     assert (shape.layers, shape.heads, shape.kv_heads, shape.head_width) == (64, 40, 8, 128)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(139.3 * 2**30), int(139.8 * 2**30)))
+    pretend_gpu(monkeypatch, 139.3, 139.8)
     assert expected_plan(QWQ, QWQ_CONFIG, 32768, 0).rows == 64
     assert expected_plan(QWQ, QWQ_CONFIG, 32768, 24).kv_tokens >= 12_000
     with pytest.raises(ModelUnavailable, match=r"QwQ-32B needs 2[01]\.\d GiB of free GPU memory"):
@@ -194,27 +191,13 @@ def test_why_auto_is_the_demo_model_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert why_not_batched(LlamaConfig(), "auto") == ""
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """As if there were a card of 24 GB with so many GiB free."""
-    monkeypatch.setattr(loading, "_left_gpu_for", [])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
-
-    def has_free(gib: float) -> None:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(gib * 2**30), int(23.6 * 2**30)))
-
-    return has_free
-
-
 def test_a_gpu_that_cannot_be_used_is_left_alone_where_the_model_can_do_without(
-    gpu: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full() -> object:
         raise torch.OutOfMemoryError("CUDA error: out of memory\nmore of it")
 
-    gpu(22.5)
+    pretend_gpu(monkeypatch, 22.5)
     assert take_gpu(0.0, is_optional=True) == 22.5
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
     with pytest.raises(torch.OutOfMemoryError):
@@ -223,12 +206,12 @@ def test_a_gpu_that_cannot_be_used_is_left_alone_where_the_model_can_do_without(
     assert "the one here cannot be used (CUDA error: out of memory)" in why_not_batched(QWQ_CONFIG, "auto")
 
 
-def test_who_is_written_alone_is_promised_no_more_than_the_gpu_holds(gpu: Callable[[float], None]) -> None:
-    gpu(22.9)
+def test_who_is_written_alone_is_promised_no_more_than_the_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, 22.9)
     alone = window_alone(QWQ, QWQ_CONFIG, 32768, 0.0)
     assert 8192 < alone < 16384
     assert alone == expected_plan(QWQ, QWQ_CONFIG, 32768, 0.0).window
-    gpu(20.8)
+    pretend_gpu(monkeypatch, 20.8)
     assert window_alone(QWQ, QWQ_CONFIG, 32768, 0.0) == LEAST_TOKENS
     # What of its cache slides is not known here
     assert window_alone(QWQ, MistralConfig(sliding_window=4096), 32768, 0.0) == 32768

@@ -1,10 +1,17 @@
 """Tiny random models that a CPU runs in milliseconds, with a real byte-level tokenizer."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from app.engine import loading
+
+if TYPE_CHECKING:
+    # The benches use this file too, and need no pytest
+    import pytest
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -42,6 +49,18 @@ def tiny_model(layers: int = 2) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
+def tiny_in_four_bits(folder: Path) -> Qwen2ForCausalLM:
+    """The tiny model out of its folder in NF4, in 32 bits where it computes."""
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model: Qwen2ForCausalLM = Qwen2ForCausalLM.from_pretrained(folder, quantization_config=how, device_map={"": "cpu"})
+    return model
+
+
 def with_plain_kernels(model: torch.nn.Module) -> None:
     """A model in 4 bits computes the same on every CPU.
 
@@ -57,3 +76,12 @@ def save_tiny(folder: Path, **options: object) -> Path:
     tiny_model().save_pretrained(folder, **options)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def pretend_gpu(monkeypatch: "pytest.MonkeyPatch", free_gib: float, gib: float = 23.6) -> None:
+    """As if there were a GPU with so much memory."""
+    monkeypatch.setattr(loading, "_left_gpu_for", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free_gib * 2**30), int(gib * 2**30)))
