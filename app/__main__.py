@@ -40,7 +40,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _quantize(model: str, folder: Path) -> int:
-    from app.engine.quantize import quantize
+    from app.engine.model.quantize import quantize
 
     stages: list[str] = []
 

@@ -126,7 +126,7 @@ def _memory(pid: int | None) -> str:
         return "unknown"
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     ram = f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB of RAM"
-    from app.engine.loading import used_gpu_gib
+    from app.engine.model.loading import used_gpu_gib
 
     used, total = used_gpu_gib()
     return f"{ram}, {used:.1f} of {total:.1f} GiB on the GPU in use" if total else ram

@@ -27,7 +27,7 @@ from app.engine.batched.pace import Pace
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
 from app.engine.batched.start import make_ready
-from app.engine.memory import MemoryPlan
+from app.engine.model.memory import MemoryPlan
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
 from tests.engine.tiny import tiny_tokenizer
 

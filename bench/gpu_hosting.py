@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from app.config import Settings
 from app.engine.base import Delta, EngineStatus, Finished, Request, Sampling
-from app.engine.memory import CARDS_GIB
+from app.engine.model.memory import CARDS_GIB
 from app.engine.process import EngineProcess
 from bench.gpu import IS_CUDA, built
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from app.engine import loading
 from app.engine.base import Delta, Finished, Request, Sampling
-from app.engine.local import LocalEngine
+from app.engine.local.engine import LocalEngine
+from app.engine.model import loading
 from app.engine.profiles import QWQ, ModelSpec
 from tests.engine.tiny import tiny_tokenizer
 

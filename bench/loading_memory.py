@@ -23,7 +23,7 @@ def write_shards(folder: Path, shape: dict[str, Any], layers: int) -> list[Path]
     from safetensors.torch import save_file
     from transformers import Qwen2Config
 
-    from app.engine.loading import empty_model
+    from app.engine.model.loading import empty_model
 
     folder.mkdir(parents=True, exist_ok=True)
     config = Qwen2Config(num_hidden_layers=layers, architectures=["Qwen2ForCausalLM"], dtype="bfloat16", **shape)
@@ -52,7 +52,7 @@ def load_and_tell(folder: Path) -> dict[str, int]:
     import bitsandbytes
     import torch
 
-    from app.engine import loading
+    from app.engine.model import loading
     from app.engine.profiles import spec_for
 
     spec = replace(spec_for(str(folder), 0.0), is_four_bit=True)

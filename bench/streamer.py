@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, TextIteratorStreamer
 
-from app.engine.demo import demo_folder
-from app.engine.streamer import TokenStreamer
+from app.engine.model.demo import demo_folder
+from app.engine.model.streamer import TokenStreamer
 
 _LINE = "so the next term is the sum of the two before it, and therefore "
 

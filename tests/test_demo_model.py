@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from app.config import Settings
-from app.engine import loading
 from app.engine.base import Message
-from app.engine.demo import demo_folder
+from app.engine.model import loading
+from app.engine.model.demo import demo_folder
+from app.engine.model.prompts import PromptEncoder
 from app.engine.process import EngineProcess
 from app.engine.profiles import DEMO
-from app.engine.prompts import PromptEncoder
-from tests.engine.test_batched import both_ways_are_one
+from tests.engine.batched.test_engine import both_ways_are_one
 from tests.live import LiveServer, serving
 from tests.routes.test_api import OWN_PAGE, read_events, send
 

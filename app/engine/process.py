@@ -224,7 +224,7 @@ class EngineProcess:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "app.engine.worker",
+            "app.engine.host.worker",
             *(str(part) for pair in arguments.items() for part in pair),
             stdin=asyncio.subprocess.DEVNULL,
             cwd=Path(__file__).parents[2],

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from app.engine.prompts import PromptEncoder
+from app.engine.model.prompts import PromptEncoder
 
 DATA = Path(__file__).parents[1] / "data"
 _SPLIT = (

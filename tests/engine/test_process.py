@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from app.config import Settings
-from app.engine import demo, hosting, loading
 from app.engine import process as process_module
-from app.engine import worker as worker_module
 from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
+from app.engine.host import hosting
+from app.engine.host import worker as worker_module
+from app.engine.host.worker import Worker
+from app.engine.model import demo, loading
 from app.engine.process import EngineProcess
 from app.engine.wire import EXIT_GPU_LOST
-from app.engine.worker import Worker
 from tests.engine.tiny import pretend_gpu, save_tiny
 from tests.scripted import PROFILE
 
@@ -273,7 +274,7 @@ sys.path.insert(0, {root!r})
 sys.argv = sys.argv[2:]
 from app.engine.batched.runner import Runner
 from app.engine.wire import EXIT_GPU_LOST
-from app.engine.worker import main
+from app.engine.host.worker import main
 decode, calls = Runner.decode, [0]
 
 def bad(self, rows):
@@ -325,7 +326,7 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 sys.argv = sys.argv[2:]
 from app.engine.batched import start
-from app.engine import hosting, worker
+from app.engine.host import hosting, worker
 start.make_ready = lambda *_: (time.sleep(1), os._exit(70))
 if "careful" not in sys.argv:
     hosting.why_not_batched = lambda *_: ""
@@ -433,7 +434,7 @@ def test_what_auto_was_at_the_first_start_it_stays(settings: Settings) -> None:
 
 
 def test_cs_own_exit_ends_a_process_as_one_that_lost_its_gpu() -> None:
-    script = "import ctypes; from app.engine.worker import _end_as_lost; _end_as_lost(); ctypes.CDLL(None).exit(1)"
+    script = "import ctypes; from app.engine.host.worker import _end_as_lost; _end_as_lost(); ctypes.CDLL(None).exit(1)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == EXIT_GPU_LOST
 
 

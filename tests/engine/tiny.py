@@ -7,7 +7,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from app.engine import loading
+from app.engine.model import loading
 
 if TYPE_CHECKING:
     # The benches use this file too, and need no pytest

@@ -12,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import AttentionInterface
 
-from app.engine.memory import MOST_RECORDED
+from app.engine.model.memory import MOST_RECORDED
 
 NAME = "ponder_paged"
 # Longer pieces are quicker with torch's own attention, and copying what they look at is a small part then

@@ -25,7 +25,7 @@ from app.engine.batched.pace import Pace
 from app.engine.batched.pages import Held, OutOfPages, PagePool
 from app.engine.batched.runner import Drawn, Runner
 from app.engine.batched.sampler import has_penalty
-from app.engine.streamer import TokenStreamer
+from app.engine.model.streamer import TokenStreamer
 
 # Pages fetched from RAM or saved there between two looks at the orders, when nobody waits for the next token
 _MOST_LOADED_ALONE = 64

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from app.engine.memory import MOST_RECORDED
+from app.engine.model.memory import MOST_RECORDED
 
 # Passes with a piece of a prompt are recorded for so many tokens in all, and so many rows among them, and as many rows
 # as there are; what is less is filled up. Matrices are multiplied in tiles of 128 tokens: one more costs another tile

@@ -20,7 +20,7 @@ from app.engine.batched.fused import fused_hidden, is_known
 from app.engine.batched.graphs import Graph, Recorder
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
 from app.engine.batched.unpack import MANY, unpacked_layers
-from app.engine.loading import decoder_layers
+from app.engine.model.loading import decoder_layers
 
 _log = logging.getLogger(__name__)
 # The shortest piece that is worth a pass, where passes are not recorded

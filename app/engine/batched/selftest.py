@@ -15,7 +15,7 @@ from app.engine.base import Sampling
 from app.engine.batched.runner import Runner
 from app.engine.batched.sampler import MOST
 from app.engine.batched.unpack import MANY
-from app.engine.memory import MOST_RECORDED
+from app.engine.model.memory import MOST_RECORDED
 from app.errors import first_line
 
 # Tokens that are compared, behind more than a page of others, so that pages, blocks and splits all have a part in it

@@ -22,9 +22,8 @@ from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import Pace
 from app.engine.batched.runner import Runner
 from app.engine.batched.selftest import CannotBatch
-from app.engine.memory import GIB, MOST_RECORDED, MemoryPlan, ModelShape
+from app.engine.model.memory import GIB, MOST_RECORDED, MemoryPlan, ModelShape
 
-_BITS_OF_NF4 = 4.127  # with double quantization: 4 + 8 / 64 + 32 / (64 * 256)
 _WARM_TOKENS = (65, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 _LONGEST_JOINED_S = 0.25
 _log = logging.getLogger(__name__)
@@ -75,18 +74,6 @@ def shape_of(model: PreTrainedModel, *, weight_bytes: int | None = None, is_four
         is_four_bit=is_four_bit,
         element_bytes=model.dtype.itemsize,
     )
-
-
-def bytes_in_four_bits(model: PreTrainedModel) -> int:
-    """What a model on the meta device takes once its linear layers are in NF4, but for the output head."""
-    head = model.get_output_embeddings()
-    linear = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    )
-    every = sum(parameter.numel() for parameter in model.parameters())
-    return int(linear * _BITS_OF_NF4 / 8) + 2 * (every - linear)
 
 
 def runner_for(model: PreTrainedModel, plan: MemoryPlan) -> Runner:

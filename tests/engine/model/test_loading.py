@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from app.engine import demo, hosting, loading
 from app.engine.base import ReasoningFormat
+from app.engine.host import hosting
+from app.engine.model import demo, loading
+from app.engine.model.prompts import PromptEncoder
 from app.engine.profiles import DEMO, QWQ, QWQ_PREVIEW, spec_for
-from app.engine.prompts import PromptEncoder
 from app.errors import ModelUnavailable
 from tests.engine.qwen import DATA, qwen_encoder, qwen_tokenizer
 from tests.engine.tiny import save_tiny, tiny_in_four_bits, tiny_model, tiny_tokenizer

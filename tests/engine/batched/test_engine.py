@@ -23,8 +23,8 @@ from app.engine.batched.offload import HostPages
 from app.engine.batched.pace import Pace
 from app.engine.batched.pages import OutOfPages, PagePool
 from app.engine.batched.runner import Runner
-from app.engine.local import LocalEngine
-from app.engine.streamer import TokenStreamer
+from app.engine.local.engine import LocalEngine
+from app.engine.model.streamer import TokenStreamer
 from tests.engine.tiny import save_tiny, tiny_in_four_bits, tiny_model, tiny_tokenizer, with_plain_kernels
 
 GREEDY = Sampling(temperature=0.0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.memory import CARDS_GIB, GIB, LEFT_FREE, PAGE_TOKENS, ModelShape, capped, plan
+from app.engine.model.memory import CARDS_GIB, GIB, LEFT_FREE, PAGE_TOKENS, ModelShape, capped, plan
 from app.errors import ModelUnavailable
 
 QWQ = ModelShape(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.__main__ import main
-from app.engine import loading
+from app.engine.model import loading
 from app.engine.profiles import ModelSpec
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
 from bench.loading_memory import load_and_tell, measured, own_bytes, write_shards

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from app.engine.base import Delta, Finished, FinishReason, Request, Sampling, Usage
-from app.engine.loading import decoder_layers
-from app.engine.streamer import TokenStreamer
+from app.engine.model.loading import decoder_layers
+from app.engine.model.streamer import TokenStreamer
 
 # Bounds what a long prompt holds in memory at once, and how much a GPU has queued when a cancel comes
 _PREFILL_TOKENS = 4096

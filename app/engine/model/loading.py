@@ -26,14 +26,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from app.engine.base import ModelProfile, ReasoningFormat
-from app.engine.checkpoint_files import check_folder, lacking, require_tensors, weight_files
+from app.engine.model.checkpoint_files import check_folder, lacking, require_tensors, weight_files
+from app.engine.model.prompts import PromptEncoder
 from app.engine.profiles import CLOSE_TOKEN, TAGS, ModelSpec
-from app.engine.prompts import PromptEncoder
 from app.errors import ModelUnavailable, first_line
 
 # What is being done, and how far it is, 0 to 1
 Tell = Callable[[str, float | None], None]
 _NONE = ReasoningFormat(kind="none")
+_BITS_OF_NF4 = 4.127  # with double quantization: 4 + 8 / 64 + 32 / (64 * 256)
 _log = logging.getLogger(__name__)
 _left_gpu_for: list[str] = []
 
@@ -89,6 +90,18 @@ def why_no_gpu() -> tuple[str, str]:
 def free_gpu_gib() -> float:
     """Free memory of the first CUDA GPU, 0 where there is none."""
     return torch.cuda.mem_get_info()[0] / 2**30 if has_gpu() else 0.0
+
+
+def bytes_in_four_bits(model: PreTrainedModel) -> int:
+    """What a model on the meta device takes once its linear layers are in NF4, but for the output head."""
+    head = model.get_output_embeddings()
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    every = sum(parameter.numel() for parameter in model.parameters())
+    return int(linear * _BITS_OF_NF4 / 8) + 2 * (every - linear)
 
 
 def used_gpu_gib() -> tuple[float, float]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from app.engine import local
 from app.engine.base import Delta, Finished, Request, Sampling, Usage
-from app.engine.local import LocalEngine
+from app.engine.local import engine as local
+from app.engine.local.engine import LocalEngine
 from tests.engine.tiny import tiny_model, tiny_tokenizer
 
 GREEDY = Sampling(temperature=0.0)

@@ -9,9 +9,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.batched.attention import PagedCache
 from app.engine.batched.offload import HostPages
-from app.engine.batched.start import bytes_in_four_bits, shape_of, unsuitable
-from app.engine.loading import empty_model, has_gpu, leave_gpu, used_gpu_gib, why_no_gpu
-from app.engine.memory import DRIVER, GIB, LEAST_TOKENS, LEFT_FREE, MemoryPlan, capped, plan
+from app.engine.batched.start import shape_of, unsuitable
+from app.engine.model.loading import bytes_in_four_bits, empty_model, has_gpu, leave_gpu, used_gpu_gib, why_no_gpu
+from app.engine.model.memory import DRIVER, GIB, LEAST_TOKENS, LEFT_FREE, MemoryPlan, capped, plan
 from app.engine.profiles import QWQ, ModelSpec
 from app.errors import BadSetting, ModelUnavailable, first_line
 

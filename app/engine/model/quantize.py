@@ -10,9 +10,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from app.engine import loading
-from app.engine.batched.start import bytes_in_four_bits
-from app.engine.memory import GIB
+from app.engine.model import loading
+from app.engine.model.memory import GIB
 from app.engine.profiles import KNOWN, spec_for
 from app.errors import BadSetting, ModelUnavailable
 
@@ -38,7 +37,7 @@ def quantize(model: str, target: Path, tell: loading.Tell) -> int:
     if getattr(config, "quantization_config", None) is not None:
         raise BadSetting(f"{spec.source} is quantized already: start Ponder with PONDER_MODEL={model}.")
     tokenizer = loading.load_tokenizer(spec.source)
-    _require_disk(target, bytes_in_four_bits(loading.empty_model(config)))
+    _require_disk(target, loading.bytes_in_four_bits(loading.empty_model(config)))
     weights = loading.load_model(spec, spec.source, config, tell)
     tell("Writing", None)
     with _in_one_piece(target) as making:

@@ -1,4 +1,4 @@
-"""The engine process: `python -m app.engine.worker`, started by `process.EngineProcess`.
+"""The engine process: `python -m app.engine.host.worker`, started by `process.EngineProcess`.
 
 It listens before torch is imported, so that its parent hears at once how the loading goes. The tokenizer comes first
 and answers from then on; the weights follow. It serves one app at a time and ends with it.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.engine.base import Delta, EngineStatus, Finished, ModelProfile
-from app.engine.checkpoint_files import check_folder
+from app.engine.model.checkpoint_files import check_folder
 from app.engine.wire import (
     EXIT_BROKEN,
     EXIT_GPU_LOST,
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from app.engine.batched.engine import BatchedEngine
-    from app.engine.local import LocalEngine
-    from app.engine.memory import MemoryPlan
+    from app.engine.local.engine import LocalEngine
+    from app.engine.model.memory import MemoryPlan
+    from app.engine.model.prompts import PromptEncoder
     from app.engine.profiles import ModelSpec
-    from app.engine.prompts import PromptEncoder
 
 _COALESCE_S = 0.04
 _SIGN_OF_LIFE_S = 2.0
 _PR_SET_PDEATHSIG = 1
-_log = logging.getLogger("app.engine.worker")
+_log = logging.getLogger("app.engine.host.worker")
 
 
 class Worker:
@@ -160,7 +160,7 @@ class Worker:
             )
         except Exception as error:
             _log.exception("loading failed")
-            from app.engine.hosting import explained
+            from app.engine.host.hosting import explained
 
             told = explained(error)
             self._tell_status(EngineStatus("failed", problem=told.message, remedy=str(told.details["remedy"])))
@@ -174,10 +174,11 @@ class Worker:
         # Read when triton is imported: kernels that were compiled once are there at the next start
         os.environ.setdefault("TRITON_CACHE_DIR", str(self._told.cache_dir / "triton"))
         with _without_garbage():
-            from app.engine import hosting, loading
-            from app.engine.demo import demo_folder
+            from app.engine.host import hosting
+            from app.engine.model import loading
+            from app.engine.model.demo import demo_folder
+            from app.engine.model.prompts import PromptEncoder
             from app.engine.profiles import spec_for
-            from app.engine.prompts import PromptEncoder
 
         told = self._told
         free_gib = hosting.take_gpu(told.gpu_memory_gib, is_optional=told.model in ("auto", "demo"))
@@ -210,7 +211,8 @@ class Worker:
         tokenizer: "PreTrainedTokenizerBase",
         encoder: "PromptEncoder",
     ) -> None:
-        from app.engine import hosting, loading
+        from app.engine.host import hosting
+        from app.engine.model import loading
 
         cap_gib = self._told.gpu_memory_gib
         self._profile = loading.profile_of(spec, tokenizer, encoder, config, self._told.max_context_tokens)
@@ -235,7 +237,7 @@ class Worker:
         self._write_together(model, tokenizer, plan)
 
     def _write_alone(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", reason: str) -> None:
-        from app.engine.local import LocalEngine
+        from app.engine.local.engine import LocalEngine
 
         assert self._profile is not None
         self._profile = replace(self._profile, slots=1)
@@ -250,7 +252,7 @@ class Worker:
         from app.engine.batched.pages import PagePool
         from app.engine.batched.selftest import CannotBatch
         from app.engine.batched.start import make_ready, runner_for
-        from app.engine.hosting import pages_in_ram
+        from app.engine.host.hosting import pages_in_ram
 
         self._tell("Making room for the KV cache", None, is_trying=True)
         runner = runner_for(model, plan)

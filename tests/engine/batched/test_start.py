@@ -12,8 +12,8 @@ from app.engine.batched import selftest, start
 from app.engine.batched.graphs import joined_shapes
 from app.engine.batched.pace import FIRST_TOKENS, MOST_STALL_S, Pace
 from app.engine.batched.selftest import CannotBatch
-from app.engine.batched.start import bytes_in_four_bits, make_ready, runner_for, shape_of, unsuitable
-from app.engine.hosting import (
+from app.engine.batched.start import make_ready, runner_for, shape_of, unsuitable
+from app.engine.host.hosting import (
     expected_plan,
     free_ram_bytes,
     take_gpu,
@@ -21,8 +21,8 @@ from app.engine.hosting import (
     why_not_batched,
     window_alone,
 )
-from app.engine.loading import empty_model
-from app.engine.memory import LEAST_TOKENS, MemoryPlan
+from app.engine.model.loading import bytes_in_four_bits, empty_model
+from app.engine.model.memory import LEAST_TOKENS, MemoryPlan
 from app.engine.profiles import QWQ
 from app.errors import BadSetting, ModelUnavailable
 from tests.engine.tiny import pretend_gpu, tiny_model

@@ -1,6 +1,6 @@
 """What only a CUDA GPU can show: graphs, kernels, page-locked memory, a GPU that fails.
 
-Needs nothing of the other tests' fixtures: `pytest --noconftest -m gpu tests/engine/test_gpu.py`.
+Needs nothing of the other tests' fixtures: `pytest --noconftest -m gpu tests/engine/batched/test_gpu.py`.
 """
 
 import queue
@@ -43,7 +43,7 @@ class Desk:
         from app.engine.batched.offload import HostPages
         from app.engine.batched.pages import PagePool
         from app.engine.batched.start import make_ready, runner_for
-        from app.engine.memory import MemoryPlan
+        from app.engine.model.memory import MemoryPlan
         from tests.engine.tiny import tiny_tokenizer
 
         plan = MemoryPlan(0, 0, 0, pages, rows, 2048, 2048, PAGE)
@@ -252,7 +252,7 @@ def test_too_little_memory_fails_that_request_and_the_next_works(monkeypatch: py
 def test_an_error_inside_a_kernel_ends_the_process_and_every_request_is_told() -> None:
     script = """
         import os, torch
-        from tests.engine.test_gpu import Desk, prompt_of
+        from tests.engine.batched.test_gpu import Desk, prompt_of
         desk = Desk()
         decode, calls = desk.runner.decode, [0]
         def failing(rows):
