@@ -84,6 +84,7 @@ class Settings(BaseSettings):
 
     max_text_bytes: int = Field(default=256 * 1024, ge=1024)
     max_waiting_runs: int = Field(default=100, ge=1)
+    max_waiting_runs_per_address: int = Field(default=40, ge=1)
     max_context_tokens: int = Field(default=32768, ge=512)
 
     engine: Literal["auto", "batched", "local"] = "auto"

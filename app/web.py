@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -33,6 +33,7 @@ from app.routes.guards import Guards, error_response, too_large
 from app.routes.kept_files import KeptFiles
 from app.routes.provider_clients import Providers
 from app.runs.service import RunService
+from app.runs.shown import Freshener, ReaderGone
 from app.static_files import PREFIX
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -70,6 +71,7 @@ def build_services(settings: Settings, engine: Engine) -> Services:
         attempts=attempts,
         imports=imports,
         runs=RunService(settings, engine, history),
+        freshener=Freshener(),
     )
 
 
@@ -101,6 +103,7 @@ def build_app(services: Services) -> FastAPI:
         yield
         jobs.cancel()
         await services.runs.close()
+        services.freshener.close()
         services.local.close()
         await asyncio.to_thread(services.imports.close)
         services.history.close()
@@ -141,6 +144,10 @@ def _translate_errors(app: FastAPI) -> None:
     @app.exception_handler(PonderError)
     async def ours(_: Request, error: PonderError) -> JSONResponse:
         return error_response(error)
+
+    @app.exception_handler(ReaderGone)
+    async def gone(_: Request, _error: ReaderGone) -> Response:
+        return Response(status_code=499)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -16,16 +16,16 @@ from tests.scripted import ScriptedEngine
 reuse_tables()
 # Looking through all that the libraries hold takes a tenth of the suite's time at Python's own pace
 gc.set_threshold(50_000, 20, 100)
-# Their tests are about the database itself, so whatever uses one runs on both kinds
-_ON_BOTH_DATABASES = "tests/history/"
+# Their tests are about what a database takes and when, so whatever uses one runs on both kinds
+_ON_BOTH_DATABASES = ("tests/history/", "tests/runs/")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """In tests/history whatever uses a database is run on SQLite and on PostgreSQL, unless it says `only_on`."""
+    """In two folders whatever uses a database runs on SQLite and on PostgreSQL, unless it says `only_on`."""
     if "database_url" not in metafunc.fixturenames:
         return
     kinds = ["sqlite"]
-    if _ON_BOTH_DATABASES in metafunc.definition.path.as_posix():
+    if any(folder in metafunc.definition.path.as_posix() for folder in _ON_BOTH_DATABASES):
         kinds.append("postgresql")
     marker = metafunc.definition.get_closest_marker("only_on")
     if marker is not None:

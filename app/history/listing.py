@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from app.errors import BadRequest
 from app.history.tables import ConversationTable, RunTable
 
-OPEN_STATES = ("queued", "running")
 # Word for word what the indexes of open runs say: a database uses them for nothing else
 IS_OPEN = text("runs.state IN ('queued', 'running')")
 _ORDER = (ConversationTable.is_pinned, ConversationTable.recency, ConversationTable.id)

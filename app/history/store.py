@@ -10,15 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from app.errors import ChangedMeanwhile, NotFound
 from app.history.damage import DAMAGED_MOMENT, figures, known_role, readable_run, report, with_parents_before
 from app.history.database import Database
 from app.history.listing import IS_OPEN, ListedRow, cursor_of, listed, next_recency, page
-from app.history.listing import OPEN_STATES as OPEN_STATES
 from app.history.search.index import SEARCH_VERSION, index_message, index_title, put_entry
 from app.history.search.terms import terms
+from app.history.states import OPEN_STATES, FinalState
 from app.history.tables import ConversationTable, MessageTable, PersonTable, RunTable
 from app.history.tree import (
     accepted_rows,
@@ -30,6 +30,7 @@ from app.history.tree import (
     title_from,
 )
 from app.history.tree import branch as branch
+from app.history.turns import Turn, turns_to
 from app.history.usage import Allowance, count_usage, refuse_too_much
 
 # Ten seconds in which a deletion can be undone, and a few for the way of the request
@@ -57,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message; an assistant's has a run."""
+    """A message; an assistant's has a run. Of one that is read to be shown, the reasoning is left where it is."""
 
     id: str
     parent_id: str | None
@@ -69,6 +70,7 @@ class StoredMessage:
     renderer_version: int
     created_at: datetime
     run: Run | None
+    has_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Written:
 class Ending:
     """How a run ended, and its text's final HTML."""
 
-    state: str
+    state: FinalState
     html: str
     reasoning_html: str
     renderer_version: int
@@ -210,6 +212,47 @@ class Store:
             messages = with_parents_before([_message(message, run) for message, run in found])
         running = next((m.run.id for m in messages if m.run and m.run.state in OPEN_STATES), None)
         return _conversation(row, running), messages
+
+    def shown(self, owner_id: str, conversation_id: str) -> tuple[Conversation, list[StoredMessage]]:
+        """As `conversation`, without the reasoning and its HTML: a page asks for that when it is opened.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's.
+        """
+        with self.database.reading() as db:
+            row = _owned_conversation(db, owner_id, conversation_id)
+            found = db.execute(
+                select(MessageTable, RunTable, MessageTable.reasoning != "")
+                .outerjoin(RunTable, RunTable.answer_id == MessageTable.id)
+                .where(MessageTable.conversation_id == row.id)
+                .order_by(MessageTable.position)
+                .options(defer(MessageTable.reasoning), defer(MessageTable.reasoning_html))
+            )
+            messages = with_parents_before(
+                [_message(message, run, is_shown=True, has_reasoning=has) for message, run, has in found]
+            )
+        running = next((m.run.id for m in messages if m.run and m.run.state in OPEN_STATES), None)
+        return _conversation(row, running), messages
+
+    def told(self, owner_id: str, conversation_id: str, leaf_id: str | None) -> list[Turn]:
+        """What was asked and answered in the branch that ends in `leaf_id`, the oldest first.
+
+        Raises:
+            NotFound: there is no such conversation, or it is somebody else's.
+        """
+        with self.database.reading() as db:
+            return turns_to(db, _owned_conversation(db, owner_id, conversation_id).id, leaf_id)
+
+    def question(self, owner_id: str, message_id: str) -> tuple[str, str]:
+        """The conversation and the question that a message asks or answers.
+
+        Raises:
+            NotFound: there is no such message, or it is somebody else's.
+            BadRequest: it answers none.
+        """
+        with self.database.reading() as db:
+            message, _ = _owned_message(db, owner_id, message_id)
+            return message.conversation_id, question_of(db, message).id
 
     def item(self, owner_id: str, conversation_id: str) -> Conversation:
         """One conversation without its messages.
@@ -492,9 +535,12 @@ class Store:
 
         def work(db: Session) -> str | None:
             # Running already, where an earlier try was committed after all
+            is_there = select(ConversationTable.id).where(
+                ConversationTable.id == RunTable.conversation_id, ConversationTable.deleted_at.is_(None)
+            )
             return db.scalar(
                 update(RunTable)
-                .where(RunTable.id == run_id, RunTable.state.in_(OPEN_STATES))
+                .where(RunTable.id == run_id, RunTable.state.in_(OPEN_STATES), is_there.exists())
                 .values(state="running", model=model)
                 .returning(RunTable.owner_id)
             )
@@ -547,6 +593,27 @@ class Store:
                 return None
             count_usage(db, run.owner_id, now(), **{ending.state: 1}, **written.tokens)
             owner_id: str = run.owner_id
+            return owner_id
+
+        return self.database.transact(work)
+
+    def end_run(self, run_id: str, ending: Ending) -> str | None:
+        """How a run ended whose text cannot be saved; what was saved of it before stays. Gives what `save` gives."""
+
+        def work(db: Session) -> str | None:
+            owner_id = db.scalar(
+                update(RunTable)
+                .where(RunTable.id == run_id, RunTable.ended_at.is_(None))
+                .values(
+                    state=ending.state,
+                    error_code=ending.error_code,
+                    error_message=ending.error_message,
+                    ended_at=now(),
+                )
+                .returning(RunTable.owner_id)
+            )
+            if owner_id is not None:
+                count_usage(db, owner_id, now(), **{ending.state: 1})
             return owner_id
 
         return self.database.transact(work)
@@ -646,7 +713,10 @@ def _conversation(row: ConversationTable | ListedRow, run_id: str | None) -> Con
     )
 
 
-def _message(row: MessageTable, run: RunTable | None) -> StoredMessage:
+def _message(
+    row: MessageTable, run: RunTable | None, *, is_shown: bool = False, has_reasoning: bool | None = None
+) -> StoredMessage:
+    """A row as it is read; `is_shown` leaves the reasoning unread."""
     role = known_role(row.role, is_answer=run is not None or bool(row.html))
     if role != row.role or row.created_at is DAMAGED_MOMENT:
         report("messages", row.id)
@@ -655,12 +725,13 @@ def _message(row: MessageTable, run: RunTable | None) -> StoredMessage:
         parent_id=row.parent_id,
         role=role,
         text=row.text,
-        reasoning=row.reasoning,
+        reasoning="" if is_shown else row.reasoning,
         html=row.html,
-        reasoning_html=row.reasoning_html,
+        reasoning_html="" if is_shown else row.reasoning_html,
         renderer_version=row.renderer_version,
         created_at=row.created_at,
         run=_run(run) if run is not None else None,
+        has_reasoning=bool(has_reasoning) if is_shown else bool(row.reasoning),
     )
 
 

@@ -8,12 +8,13 @@ import threading
 import time
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 
 from app.errors import NotFound, TooManyTemporary
 from app.history.database import Database
 from app.history.store import Accepted, Conversation, Ending, Store, StoredMessage, Written, new_id, now, open_run
 from app.history.tables import ConversationTable, PersonTable, RunTable
+from app.history.turns import Turn
 from app.history.usage import Allowance, count_usage, refuse_too_much
 
 KEPT_S = 3600.0
@@ -49,7 +50,7 @@ class TemporaryStore(Store):
             TooManyTemporary: this person has as many as one may.
         """
         self._know(owner_id)
-        if len(self.conversations(owner_id, None, _MOST_OF_ONE_PERSON)[0]) >= _MOST_OF_ONE_PERSON:
+        if self._count_of(owner_id) >= _MOST_OF_ONE_PERSON:
             raise TooManyTemporary(
                 f"You have {_MOST_OF_ONE_PERSON} temporary chats open. Close one of their tabs, or wait a minute."
             )
@@ -64,9 +65,19 @@ class TemporaryStore(Store):
             NotFound: there is none, its time is over, or it is somebody else's.
         """
         found = super().conversation(owner_id, conversation_id)
-        if self.expires_in_s(conversation_id) == 0:
-            raise NotFound("This temporary chat has ended. Nothing of it was kept.")
-        self._use(conversation_id)
+        self._use_again(conversation_id)
+        return found
+
+    def shown(self, owner_id: str, conversation_id: str) -> tuple[Conversation, list[StoredMessage]]:
+        """As for those that are kept; it is in use by this, as by `conversation`."""
+        found = super().shown(owner_id, conversation_id)
+        self._use_again(conversation_id)
+        return found
+
+    def told(self, owner_id: str, conversation_id: str, leaf_id: str | None) -> list[Turn]:
+        """As for those that are kept; it is in use by this, as by `conversation`."""
+        found = super().told(owner_id, conversation_id, leaf_id)
+        self._use_again(conversation_id)
         return found
 
     def delete_conversation(self, owner_id: str, conversation_id: str) -> None:
@@ -131,6 +142,14 @@ class TemporaryStore(Store):
                 count_usage(db, owner_id, now(), **{ending.state: 1}, **written.tokens)
         return owner_id
 
+    def end_run(self, run_id: str, ending: Ending) -> str | None:
+        """As for those that are kept."""
+        owner_id = super().end_run(run_id, ending)
+        if owner_id is not None:
+            with self._kept.writing() as db:
+                count_usage(db, owner_id, now(), **{ending.state: 1})
+        return owner_id
+
     # Their end
 
     def expires_in_s(self, conversation_id: str) -> float:
@@ -185,9 +204,20 @@ class TemporaryStore(Store):
             if db.get(PersonTable, person_id) is None:
                 db.add(PersonTable(id=person_id, kind="guest", settings={}, created_at=now()))
 
+    def _use_again(self, conversation_id: str) -> None:
+        if self.expires_in_s(conversation_id) == 0:
+            raise NotFound("This temporary chat has ended. Nothing of it was kept.")
+        self._use(conversation_id)
+
     def _use(self, conversation_id: str) -> None:
         with self._lock:
             self._ends_at[conversation_id] = time.monotonic() + KEPT_S
+
+    def _count_of(self, owner_id: str) -> int:
+        """All of a person's, archived ones too."""
+        with self.database.reading() as db:
+            query = select(func.count()).select_from(ConversationTable).where(ConversationTable.owner_id == owner_id)
+            return db.scalar(query) or 0
 
     def _open_run(self, conversation_id: str) -> str | None:
         with self.database.reading() as db:

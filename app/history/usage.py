@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound, QuotaUsedUp, TooManyRuns
 from app.history.database import Database
+from app.history.states import OPEN_STATES
 from app.history.tables import (
     ConversationTable,
     MessageTable,
@@ -20,7 +21,6 @@ from app.history.tables import (
 )
 
 _COUNTS = ("runs", "done", "stopped", "failed", "interrupted", "reasoning_tokens", "answer_tokens")
-_OPEN_STATES = ("queued", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def refuse_too_much(db: Session, person_id: str, allowance: Allowance, moment: d
         at_once = db.scalar(
             select(func.count())
             .select_from(RunTable)
-            .where(RunTable.owner_id == person_id, RunTable.state.in_(_OPEN_STATES))
+            .where(RunTable.owner_id == person_id, RunTable.state.in_(OPEN_STATES))
         )
         refuse_too_many_at_once(at_once or 0, allowance)
     if allowance.runs_per_day is not None and runs_on(db, person_id, moment) >= allowance.runs_per_day:
@@ -202,7 +202,7 @@ class Usage:
         query = (
             select(RunTable, PersonTable)
             .join(PersonTable, PersonTable.id == RunTable.owner_id)
-            .where(RunTable.state.in_(_OPEN_STATES))
+            .where(RunTable.state.in_(OPEN_STATES))
             .order_by(RunTable.created_at)
         )
         with self.database.reading() as db:

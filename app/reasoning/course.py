@@ -48,13 +48,14 @@ class Step:
     """What follows from the last thing that happened.
 
     `written` goes to the reader, `notes` too; `completion`, where set, replaces whatever is being written now; a run
-    `is_over` when there is nothing more to come.
+    `is_over` when there is nothing more to come, and has failed if there is a `problem`.
     """
 
     written: tuple[Written, ...] = ()
     notes: tuple[Note, ...] = ()
     completion: Completion | None = None
     is_over: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Phrases:
     heading: tuple[int, ...] = ()
 
 
+_MOST_EMPTY = 2
+_NOTHING_WRITTEN = "The model stopped twice without writing anything. What it wrote before is kept; try again."
 HEADING = "**Final Answer:** "
 
 
@@ -115,6 +118,8 @@ class Course:
     _closes: NoteKind | None = None
     _patience: int = 0
     _is_answer_asked: bool = False
+    _counted: int = 0
+    _empty_completions: int = 0
     _has_answer: bool = False
 
     def __post_init__(self) -> None:
@@ -171,7 +176,14 @@ class Course:
         return self._step(written)
 
     def finished(self, event: Finished) -> Step:
-        """The open completion ended by itself: go on to the answer if there is none yet."""
+        """The open completion ended by itself: go on to the answer if there is none yet.
+
+        Two in a row without a token end the run: an engine that gives nothing would be asked for ever.
+        """
+        self._empty_completions = 0 if self.counts.all > self._counted else self._empty_completions + 1
+        self._counted = self.counts.all
+        if self._empty_completions == _MOST_EMPTY:
+            return Step(tuple(self._splitter.finish()), is_over=True, problem=_NOTHING_WRITTEN)
         if self.is_thinking and self.profile.reasoning.kind == "two_phase":
             self._closes = self._closes or ("budget" if event.reason == "length" else None)
             return self._close([])
@@ -188,7 +200,7 @@ class Course:
     def answer_now(self) -> None:
         """Close the reasoning soon: at the next line end, or after a few tokens."""
         if self.is_thinking and self._closes is None:
-            self._closes, self._patience = "answer_now", 24
+            self._closes, self._patience = "answer_now", 24 if self.counts.reasoning else 0
 
     def stop(self) -> Step:
         """The person had enough; what was held back is given out."""

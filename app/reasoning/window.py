@@ -11,6 +11,9 @@ from app.errors import PromptTooLong
 _LEAST_THINKING = 2048
 _CHARS_PER_TOKEN = 4.0
 _GUESSES = 6
+_BYTES_PER_TOKEN = 4
+# Texts have three to five bytes a token; ten only where the same character is repeated
+_MOST_BYTES_PER_TOKEN = 10
 
 
 class _Prompts(Protocol):
@@ -68,11 +71,25 @@ async def fit(
         return best
     if spare_tokens:
         return FittedPrompt(await ids_from(len(starts) - 1), len(starts) - 1)
-    alone = len(await engine.prompt([*head, messages[-1]]))
-    raise PromptTooLong(
-        f"Your message has {alone:,} tokens and this model takes at most {limit:,}, so that it has room to think and "
+    raise _too_long(len(await engine.prompt([*head, messages[-1]])), limit)
+
+
+def refuse_hopeless(text: str, profile: ModelProfile) -> None:
+    """Refuse a text that is too long whatever its tokens are, without counting them.
+
+    Raises:
+        PromptTooLong: it has more bytes than the window's tokens could hold.
+    """
+    size, limit = len(text.encode()), profile.context_window - room_to_write(profile)
+    if size > limit * _MOST_BYTES_PER_TOKEN:
+        raise _too_long(size // _BYTES_PER_TOKEN, limit)
+
+
+def _too_long(tokens: int, limit: int) -> PromptTooLong:
+    return PromptTooLong(
+        f"Your message has {tokens:,} tokens and this model takes at most {limit:,}, so that it has room to think and "
         "answer. Shorten it, or split it over several messages.",
-        tokens=alone,
+        tokens=tokens,
         limit_tokens=limit,
     )
 

@@ -26,6 +26,7 @@ from app.history.store import Store
 from app.history.temporary import History
 from app.history.usage import Allowance, Usage
 from app.runs.service import RunService
+from app.runs.shown import Freshener
 
 _log = logging.getLogger(__name__)
 # Outlives its session, so that whoever comes back late is told that they were signed out
@@ -53,6 +54,7 @@ class Services:
     attempts: Attempts
     imports: Imports
     runs: RunService
+    freshener: Freshener
 
 
 async def services(request: Request) -> Services:

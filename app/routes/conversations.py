@@ -1,6 +1,7 @@
 """Conversations and their messages."""
 
 import asyncio
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -11,11 +12,21 @@ from app.accounts.settings import PersonSettings, settings_of
 from app.errors import BadRequest
 from app.history.store import Changes, Conversation, StoredMessage, now
 from app.history.temporary import is_temporary
-from app.routes.access import MaybeCaller, MaybePerson, Person, Services, Serving, SomeCaller, allowance_of, new_guest
+from app.routes.access import (
+    Address,
+    MaybeCaller,
+    MaybePerson,
+    Person,
+    Services,
+    Serving,
+    SomeCaller,
+    allowance_of,
+    new_guest,
+)
 from app.routes.runs import run_json
 from app.runs.live import Options
 from app.runs.service import AcceptedRun
-from app.runs.shown import answer_html, freshened, is_stale, reasoning_html
+from app.runs.shown import answer_html, reasoning_html
 
 router = APIRouter(prefix="/api")
 
@@ -142,23 +153,16 @@ def restore_all(body: Deletion, person_id: Person, serving: Serving) -> dict[str
 
 
 @router.get("/conversations/{conversation_id}")
-async def get_conversation(conversation_id: str, person_id: Person, serving: Serving) -> dict[str, Any]:
+async def get_conversation(
+    conversation_id: str, person_id: Person, request: Request, serving: Serving
+) -> dict[str, Any]:
     """One conversation with its messages, parents first."""
     store = serving.history.of(conversation_id)
-    conversation, messages = store.conversation(person_id, conversation_id)
+    conversation, messages = await asyncio.to_thread(store.shown, person_id, conversation_id)
     messages = serving.runs.as_written(messages)
-    if any(is_stale(message) for message in messages):
-        messages = await asyncio.to_thread(freshened, store, messages)
-    use = await serving.runs.window_use(conversation, messages)
-    context = (
-        {
-            "used_tokens": use.used_tokens,
-            "window_tokens": use.window_tokens,
-            "turns_left_out_next": use.turns_left_out_next,
-        }
-        if use
-        else None
-    )
+    messages = await serving.freshener.fresh(store, person_id, messages, request.is_disconnected)
+    use = await serving.runs.window_use(person_id, conversation)
+    context = asdict(use) if use else None
     return _item(conversation, serving) | {"messages": [_message(message) for message in messages], "context": context}
 
 
@@ -200,7 +204,7 @@ def leave_conversation(conversation_id: str, person_id: Person, serving: Serving
 
 @router.post("/conversations/{conversation_id}/messages", status_code=202)
 async def add_message(
-    conversation_id: str, body: NewMessage, caller: SomeCaller, serving: Serving
+    conversation_id: str, body: NewMessage, caller: SomeCaller, address: Address, serving: Serving
 ) -> dict[str, str | int]:
     """Take a message; its run is in line when this returns."""
     accepted = await serving.runs.accept(
@@ -212,12 +216,15 @@ async def add_message(
         client_key=body.client_key,
         options=_options(body.options, settings_of(caller.settings)),
         allowance=allowance_of(caller, serving.settings),
+        address=address,
     )
     return _accepted(accepted)
 
 
 @router.post("/messages/{message_id}/retry", status_code=202)
-async def retry(message_id: str, body: Retry, caller: SomeCaller, serving: Serving) -> dict[str, str | int]:
+async def retry(
+    message_id: str, body: Retry, caller: SomeCaller, address: Address, serving: Serving
+) -> dict[str, str | int]:
     """Answer a question once more; its run is in line when this returns."""
     accepted = await serving.runs.retry(
         caller.person_id,
@@ -225,14 +232,17 @@ async def retry(message_id: str, body: Retry, caller: SomeCaller, serving: Servi
         client_key=body.client_key,
         options=_options(body.options, settings_of(caller.settings)),
         allowance=allowance_of(caller, serving.settings),
+        address=address,
     )
     return _accepted(accepted)
 
 
 @router.get("/messages/{message_id}/reasoning")
-async def get_reasoning(message_id: str, person_id: Person, serving: Serving) -> dict[str, Any]:
+async def get_reasoning(message_id: str, person_id: Person, request: Request, serving: Serving) -> dict[str, Any]:
     """The reasoning behind an answer."""
-    (message,) = serving.runs.as_written([serving.history.of(message_id).message(person_id, message_id)])
+    store = serving.history.of(message_id)
+    stored = serving.runs.as_written([await asyncio.to_thread(store.message, person_id, message_id)])
+    (message,) = await serving.freshener.fresh(store, person_id, stored, request.is_disconnected)
     return {
         "text": message.reasoning,
         "html": reasoning_html(message),
@@ -285,7 +295,7 @@ def _item(conversation: Conversation, serving: Services) -> dict[str, Any]:
 def _message(message: StoredMessage) -> dict[str, Any]:
     run = message.run
     reasoning = None
-    if message.reasoning:
+    if message.has_reasoning:
         # Of what came from somebody else's file it is not known
         reasoning = {
             "tokens": run.usage.get("reasoning_tokens", 0) if run else None,

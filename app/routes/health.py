@@ -22,7 +22,8 @@ async def readyz(serving: Serving) -> JSONResponse:
     """Ready to answer; 503 with the reason otherwise."""
     has_database = await asyncio.to_thread(serving.store.database.is_answering)
     status = serving.engine.status
-    is_ready = has_database and status.state == "ready"
+    problem = serving.runs.problem()
+    is_ready = has_database and status.state == "ready" and not problem
     model = {
         "state": status.state,
         "stage": status.stage,
@@ -31,7 +32,8 @@ async def readyz(serving: Serving) -> JSONResponse:
         "way": status.way,
     }
     return JSONResponse(
-        {"ready": is_ready, "database": has_database, "model": model}, status_code=200 if is_ready else 503
+        {"ready": is_ready, "database": has_database, "model": model, "problem": problem},
+        status_code=200 if is_ready else 503,
     )
 
 

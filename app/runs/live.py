@@ -9,14 +9,18 @@ from typing import Any, Literal
 
 from app.engine.base import Delta, Engine, Finished, Message, ModelProfile, Request, Usage
 from app.errors import EngineFailed, ModelUnavailable, PonderError
+from app.history.states import FINAL_STATES, FinalState, RunState
+from app.history.storable import storable
 from app.history.store import Ending, Written
 from app.reasoning.course import Course, Note, Step, encode_phrases, with_choices
 from app.reasoning.window import FittedPrompt, fit
 from app.render import RENDERER_VERSION
+from app.runs.events import done_content, snapshot_content
 from app.runs.log import RunLog
 from app.runs.transcript import Transcript
 
 Order = Literal["stop", "answer_now"]
+_SORRY = "Something went wrong while answering. The text so far is kept; try again."
 _log = logging.getLogger(__name__)
 
 
@@ -61,13 +65,14 @@ class LiveRun:
     messages: Sequence[Message]
     options: Options
     fitted: FittedPrompt | None = None
-    state: str = "queued"
+    address: str = ""
+    state: RunState = "queued"
     place: int = -1
     stage: str = ""
     model: str = ""
     log: RunLog = field(default_factory=RunLog)
     transcript: Transcript = field(init=False)
-    inbox: asyncio.Queue[Delta | Finished | Order] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[Delta | Finished | Order | PonderError] = field(default_factory=asyncio.Queue)
     notes: list[dict[str, Any]] = field(default_factory=list)
     error: PonderError | None = None
     request_id: str = ""
@@ -96,15 +101,16 @@ class LiveRun:
             self._break_off("interrupted", engine)
             raise
         except PonderError as error:
+            self._cancel(engine)
             self.fail(error)
         except Exception:
             _log.exception("run %s failed", self.id)
-            self.fail(EngineFailed("Something went wrong while answering. The text so far is kept; try again."))
-            engine.cancel(self.request_id)
+            self._cancel(engine)
+            self.fail(EngineFailed(_SORRY))
 
-    def wait(self, place: int, state: str, stage: str) -> None:
-        """Where the run stands; logged when it changed."""
-        if (place, state, stage) != (self.place, self.state, self.stage):
+    def wait(self, place: int, state: RunState, stage: str) -> None:
+        """Where the run stands; logged when it changed. One that is over stands nowhere any more."""
+        if self.state not in FINAL_STATES and (place, state, stage) != (self.place, self.state, self.stage):
             self.place, self.state, self.stage = place, state, stage
             self.log.write("state", {"state": state, "place": place, "stage": stage})
 
@@ -113,15 +119,29 @@ class LiveRun:
         self.error = error
         self._end("failed")
 
-    def end_unstarted(self, state: str) -> None:
-        """End a run that is still waiting."""
+    def end_unstarted(self, state: FinalState) -> None:
+        """End a run that is still waiting, or was never begun."""
         self._end(state)
+
+    def break_off_soon(self, error: PonderError) -> None:
+        """End it with an error at the next turn of its task; nothing where it is over."""
+        self.inbox.put_nowait(error)
+
+    def lose_text(self) -> None:
+        """Its text can be kept nowhere: what was saved before stays, and readers are told."""
+        self.error = EngineFailed("What the model wrote could not be saved, so the answer ends here.")
+        self.state = "failed"
 
     def show(self) -> None:
         """Show readers the open pieces and the figures as they are now."""
-        if self.state == "running" and self.log.has_readers:
+        if self.state != "running" or not self.log.has_readers:
+            return
+        try:
             self.transcript.show_tails()
             self.log.pass_on("progress", "progress", self.progress())
+        except Exception:
+            _log.exception("run %s could not be shown", self.id)
+            self.break_off_soon(EngineFailed(_SORRY))
 
     # What it has come to
 
@@ -140,14 +160,16 @@ class LiveRun:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the events so far have built."""
-        return {
-            "state": self.state,
-            "place": self.place,
-            "stage": self.stage,
-            "notes": self.notes,
-            "progress": self.progress() if self.state == "running" else None,
-            **{name: {"blocks": list(channel.blocks)} for name, channel in self.transcript.channels.items()},
-        }
+        channels = self.transcript.channels
+        return snapshot_content(
+            state=self.state,
+            place=self.place,
+            stage=self.stage,
+            notes=self.notes,
+            progress=self.progress() if self.state == "running" else None,
+            reasoning=channels["reasoning"].blocks,
+            answer=channels["answer"].blocks,
+        )
 
     def written(self) -> Written:
         """What goes into the database now."""
@@ -172,22 +194,34 @@ class LiveRun:
         )
 
     def ending(self) -> Ending:
-        """How it ended, for the database."""
+        """How it ended, for the database.
+
+        Raises:
+            RuntimeError: it has not ended.
+        """
+        if self.state not in FINAL_STATES:
+            raise RuntimeError(f"run {self.id} is {self.state}")
         return Ending(
             state=self.state,
             html=self.transcript.channels["answer"].html,
             reasoning_html=self.transcript.channels["reasoning"].html,
             renderer_version=RENDERER_VERSION,
             error_code=self.error.code if self.error else "",
-            error_message=self.error.message if self.error else "",
+            error_message=storable(self.error.message) if self.error else "",
         )
 
     def say_done(self) -> None:
         """Tell readers that it is over, and let them go."""
-        written = self.written()
-        error = {"code": self.error.code, "message": self.error.message} if self.error else None
-        done = {"state": self.state, "answer_id": self.answer_id, "error": error}
-        self.log.write("done", done | {"usage": written.usage, "timing": written.timing, "notes": written.notes})
+        written, error = self.written(), self.error
+        done = done_content(
+            state=self.state,
+            answer_id=self.answer_id,
+            error=(error.code, storable(error.message)) if error else None,
+            usage=written.usage,
+            timing=written.timing,
+            notes=written.notes,
+        )
+        self.log.write("done", done)
         self.log.close()
 
     # Inside
@@ -211,7 +245,9 @@ class LiveRun:
             self._note(Note("turns_left_out", f"The oldest {turns} left out: the context window is full.", 0))
         return self._course
 
-    def _meet(self, event: Delta | Finished | Order, course: Course, engine: Engine) -> None:
+    def _meet(self, event: Delta | Finished | Order | PonderError, course: Course, engine: Engine) -> None:
+        if isinstance(event, PonderError):
+            raise event
         if event == "stop":
             self._follow(course.stop(), engine, final="stopped")
         elif event == "answer_now":
@@ -239,9 +275,11 @@ class LiveRun:
     def _count(self, usage: Usage) -> None:
         self._cached_tokens = max(self._cached_tokens, usage.cached_tokens)
 
-    def _follow(self, step: Step, engine: Engine, final: str | None = "done") -> None:
+    def _follow(self, step: Step, engine: Engine, final: FinalState | None = "done") -> None:
         """Do what the course says."""
         self.transcript.write(step.written)
+        if step.is_over:
+            self.transcript.finish()  # so that notes come behind the last block
         if self._clock.answered is None and self._course is not None and not self._course.is_thinking:
             self._clock.answered = time.monotonic()
             self.transcript.close_reasoning()
@@ -260,24 +298,42 @@ class LiveRun:
                     max_new_tokens=step.completion.max_new_tokens,
                 )
             )
+        if step.problem:
+            raise EngineFailed(step.problem)
         if step.is_over and final is not None:
-            engine.cancel(self.request_id)
+            self._cancel(engine)
             self._end(final)
 
     def _note(self, note: Note) -> None:
         self.notes.append(asdict(note))
         self.log.write("note", asdict(note))
 
-    def _break_off(self, state: str, engine: Engine) -> None:
-        engine.cancel(self.request_id)
-        if self._course is not None:
-            self.transcript.write(self._course.break_off().written)
+    def _break_off(self, state: FinalState, engine: Engine) -> None:
+        self._cancel(engine)
+        try:
+            if self._course is not None:
+                self.transcript.write(self._course.break_off().written)
+        except Exception:
+            _log.exception("what run %s held back is lost", self.id)
         self._end(state)
 
-    def _end(self, state: str) -> None:
+    def _cancel(self, engine: Engine) -> None:
+        """Have the engine write no more, whatever it says to that."""
+        try:
+            engine.cancel(self.request_id)
+        except Exception:
+            _log.exception("run %s could not be cancelled", self.id)
+
+    def _end(self, state: FinalState) -> None:
+        """The state comes first: nothing that fails behind it leaves the run open."""
+        if self.state in FINAL_STATES:
+            return
         self._clock.ended = time.monotonic()
-        self.transcript.finish()
         self.state = state
+        try:
+            self.transcript.finish()
+        except Exception:
+            _log.exception("the last piece of run %s could not be drawn", self.id)
 
     def _tokens_per_s(self) -> float:
         if self._course is None or self._clock.first_token is None:

@@ -1,44 +1,53 @@
 """Runs as the rest of Ponder sees them: accept a message, order a run about, follow its events.
 
-A run belongs to the server: it goes on when nobody reads. The engine's slots are given out first come, first served.
+A run belongs to the server: it goes on when nobody reads. Who waits stands in `line`, what is saved in `keeper`.
 """
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from app.config import Settings
-from app.engine.base import Delta, Engine, EngineEvent, EngineStatus, Finished, Message
+from app.engine.base import Delta, Engine, EngineEvent, EngineStatus, Finished, Message, ModelProfile
 from app.errors import (
     BadRequest,
     ConversationBusy,
     EmptyText,
+    EngineFailed,
     ModelUnavailable,
+    NotFound,
     PonderError,
     QueueFull,
     StorageFailed,
     TextTooLarge,
 )
-from app.history.store import OPEN_STATES, Accepted, Conversation, Run, StoredMessage
+from app.history.states import FINAL_STATES, OPEN_STATES
+from app.history.storable import storable
+from app.history.store import Accepted, Conversation, Run, StoredMessage
 from app.history.temporary import History, is_temporary
-from app.history.tree import branch
+from app.history.turns import Turn
 from app.history.usage import Allowance, refuse_too_many_at_once
-from app.reasoning.window import FittedPrompt, fit
+from app.reasoning.window import FittedPrompt, fit, refuse_hopeless
+from app.runs.events import stored_replay
+from app.runs.gauge import Gauge, WindowUse
+from app.runs.keeper import Keeper
+from app.runs.line import Line
 from app.runs.live import LiveRun, Options, Order, run_of, unavailable
-from app.runs.log import Event
-from app.runs.shown import answer_html, reasoning_html
+from app.runs.log import HEARTBEAT_S, Event
+from app.runs.loops import Loop
 
 _SHOW_EVERY_S = 0.2
 _SAVE_EVERY_S = 1.0
-_SAVES_PER_SWEEP = 5
+_SWEEP_EVERY_S = 5.0
 _KEEP_LOG_S = 60.0
-_SAVE_AGAIN_S = 5.0
 _LONG_REPLAY = 200
-_NEXT_MESSAGE_TOKENS = 200
+# How long a send waits for the tokenizer
+_COUNT_S = 10.0
+_Result = TypeVar("_Result")
 _NO_LIMIT = Allowance()
 _log = logging.getLogger(__name__)
 
@@ -53,15 +62,6 @@ class AcceptedRun:
     place: int
 
 
-@dataclass(frozen=True, slots=True)
-class WindowUse:
-    """How full the context window is, and how many turns the next message would push out of it."""
-
-    used_tokens: int
-    window_tokens: int
-    turns_left_out_next: int
-
-
 class RunService:
     """All runs of this process. Use it on one event loop, between `start` and `close`."""
 
@@ -69,13 +69,23 @@ class RunService:
         self._settings = settings
         self._engine = engine
         self._history = history
+        self._keeper = Keeper(history)
+        self._line = Line()
         self._live: dict[str, LiveRun] = {}
-        self._waiting: deque[LiveRun] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._unsaved: dict[str, LiveRun] = {}
-        self._window_use: dict[tuple[str, str], WindowUse] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._gauge = Gauge(engine)
+        self._accepting: defaultdict[str, int] = defaultdict(int)
+        self._counting: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._to_finish: set[asyncio.Task[Any]] = set()
+        self._begun = asyncio.Event()
         self._is_closed = False
+        self._loops = (
+            Loop("pass on what the model writes", self._read_engine),
+            Loop("show what the model writes", self._show, _SHOW_EVERY_S),
+            Loop("save what the model writes", self._keep, _SAVE_EVERY_S),
+            Loop("end temporary chats", self.end_temporary, _SWEEP_EVERY_S),
+        )
 
     async def start(self) -> None:
         """Take up what the last process left, start the engine, begin reading its events."""
@@ -85,27 +95,36 @@ class RunService:
         if interrupted:
             _log.info("%d runs were interrupted when the last process ended; their text is kept", interrupted)
         await self._engine.start()
-        self._spawn(self._read_engine())
-        self._spawn(self._show())
-        self._spawn(self._keep())
+        for loop in self._loops:
+            self._spawn(loop.run())
 
     async def close(self) -> None:
-        """End every run as interrupted, its text kept, then the engine. Calling it again does nothing."""
+        """End every run as interrupted, its text kept, then the engine. Calling it again does nothing.
+
+        Nothing is accepted from the moment this is called, and no reader is left waiting behind it.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        for run in list(self._waiting):
-            run.end_unstarted("interrupted")
-            await self._settle(run)
-        self._waiting.clear()
+        self._wake_readers()
         running = list(self._running.values())
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*running, *self._to_finish, return_exceptions=True)
+        # Those who wait, and a task that was cancelled before its first step
+        for run in list(self._live.values()):
+            if run.state in OPEN_STATES:
+                self._line.leave(run)
+                run.end_unstarted("interrupted")
+                await self._settle(run)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._engine.close()
+
+    def problem(self) -> str:
+        """What the service cannot do at present, for the operator; "" while all is well."""
+        return " ".join(f"Ponder cannot {loop.what}; the log says why." for loop in self._loops if loop.is_failing)
 
     # What people do
 
@@ -120,6 +139,7 @@ class RunService:
         client_key: str,
         options: Options,
         allowance: Allowance = _NO_LIMIT,
+        address: str = "",
     ) -> AcceptedRun:
         """Take a message: it is in the database, and its run in line, when this returns.
 
@@ -137,24 +157,28 @@ class RunService:
         known = store.accepted(owner_id, client_key)
         if known is not None:
             return self._as_accepted(known)
-        await self._save_ends_in(conversation_id)
-        conversation, messages = store.conversation(owner_id, conversation_id)
+        self._refuse_at_once(owner_id, address, allowance)
+        await self._keeper.save_ends_in(conversation_id)
+        conversation = store.item(owner_id, conversation_id)
         _refuse_a_second_run(conversation)
         parent_id = parent_id if is_parent_given else conversation.leaf_id
-        told = [*_told(branch(messages, parent_id)), Message("user", text)]
-        fitted = await self._admit(owner_id, told, options, allowance)
-        accepted = await asyncio.to_thread(
-            store.accept,
-            owner_id,
-            conversation_id,
-            text,
-            parent_id=parent_id,
-            client_key=client_key,
-            effort=options.effort,
-            options=_chosen(options),
-            allowance=allowance,
-        )
-        return self._begin(accepted, owner_id, conversation_id, told, options, fitted)
+        told = [*_told(store.told(owner_id, conversation_id, parent_id)), Message("user", text)]
+        fitted = await self._fit_now(owner_id, told, options)
+        self._refuse_at_once(owner_id, address, allowance)
+
+        def accept() -> Accepted:
+            return store.accept(
+                owner_id,
+                conversation_id,
+                text,
+                parent_id=parent_id,
+                client_key=client_key,
+                effort=options.effort,
+                options=_chosen(options),
+                allowance=allowance,
+            )
+
+        return await self._accept(accept, owner_id, conversation_id, told, options, fitted, address)
 
     async def retry(
         self,
@@ -164,6 +188,7 @@ class RunService:
         client_key: str,
         options: Options,
         allowance: Allowance = _NO_LIMIT,
+        address: str = "",
     ) -> AcceptedRun:
         """Answer a question once more, beside the answers it has; `message_id` is the question or one of them.
 
@@ -177,64 +202,90 @@ class RunService:
         known = store.accepted(owner_id, client_key)
         if known is not None:
             return self._as_accepted(known)
-        conversation_id = store.conversation_of(owner_id, message_id)
-        await self._save_ends_in(conversation_id)
-        conversation, messages = store.conversation(owner_id, conversation_id)
-        _refuse_a_second_run(conversation)
-        to_question = branch(messages, message_id)
-        if to_question[-1].role != "user":
-            to_question.pop()
-        told = _told(to_question)
-        if not told or told[-1].role != "user":
-            raise BadRequest("There is no question before this answer, so it cannot be asked again.")
-        fitted = await self._admit(owner_id, told, options, allowance)
-        accepted = await asyncio.to_thread(
-            store.retry,
-            owner_id,
-            message_id,
-            client_key=client_key,
-            effort=options.effort,
-            options=_chosen(options),
-            allowance=allowance,
-        )
-        return self._begin(accepted, owner_id, conversation.id, told, options, fitted)
+        self._refuse_at_once(owner_id, address, allowance)
+        conversation_id, question_id = store.question(owner_id, message_id)
+        await self._keeper.save_ends_in(conversation_id)
+        _refuse_a_second_run(store.item(owner_id, conversation_id))
+        told = _told(store.told(owner_id, conversation_id, question_id))
+        fitted = await self._fit_now(owner_id, told, options)
+        self._refuse_at_once(owner_id, address, allowance)
 
-    async def _admit(
-        self, owner_id: str, told: Sequence[Message], options: Options, allowance: Allowance
-    ) -> FittedPrompt | None:
-        """Refuse what cannot be answered before anything is kept of it."""
-        fitted = await self._fit_now(told, options)
-        if len(self._waiting) >= self._settings.max_waiting_runs:
+        def accept() -> Accepted:
+            return store.retry(
+                owner_id,
+                message_id,
+                client_key=client_key,
+                effort=options.effort,
+                options=_chosen(options),
+                allowance=allowance,
+            )
+
+        return await self._accept(accept, owner_id, conversation_id, told, options, fitted, address)
+
+    def _refuse_at_once(self, owner_id: str, address: str, allowance: Allowance) -> None:
+        """Refuse what has no place, before anything is read or counted for it.
+
+        Each store counts its own again when it accepts; only here are both seen.
+        """
+        if self._is_closed:
+            raise ModelUnavailable("Ponder is being restarted. Your text is still here; try again in a minute.")
+        if len(self._line) >= self._settings.max_waiting_runs:
             raise QueueFull("Too many people are waiting right now. Try again in a minute; your text is kept here.")
-        # Each store counts its own again when it accepts; only here are both seen
+        if address and self._line.waiting_from(address) >= self._settings.max_waiting_runs_per_address:
+            raise QueueFull(
+                "Too many questions from your network are waiting. Try again in a minute; your text is kept here."
+            )
         at_once = sum(run.owner_id == owner_id and run.state in OPEN_STATES for run in self._live.values())
-        refuse_too_many_at_once(at_once, allowance)
-        return fitted
+        refuse_too_many_at_once(at_once + self._accepting[owner_id], allowance)
 
-    def _begin(
+    async def _accept(
         self,
-        accepted: Accepted,
+        accept: Callable[[], Accepted],
         owner_id: str,
         conversation_id: str,
         told: Sequence[Message],
         options: Options,
         fitted: FittedPrompt | None,
+        address: str,
     ) -> AcceptedRun:
-        """What is in the database is in line."""
-        if accepted.is_new:
-            run = LiveRun(
-                id=accepted.run_id,
-                owner_id=owner_id,
-                conversation_id=conversation_id,
-                answer_id=accepted.answer_id,
-                messages=told,
-                options=options,
-                fitted=fitted,
-            )
-            self._live[run.id] = run
-            self._waiting.append(run)
+        """Into the database and into the line: both or neither, also when whoever asked is gone meanwhile."""
+
+        async def work() -> AcceptedRun:
+            try:
+                accepted = await asyncio.to_thread(accept)
+                if accepted.is_new:
+                    run = LiveRun(
+                        id=accepted.run_id,
+                        owner_id=owner_id,
+                        conversation_id=conversation_id,
+                        answer_id=accepted.answer_id,
+                        messages=told,
+                        options=options,
+                        fitted=fitted,
+                        address=address,
+                    )
+                    await self._begin(run)
+                return self._as_accepted(accepted)
+            finally:
+                self._accepting[owner_id] -= 1
+                if not self._accepting[owner_id]:
+                    del self._accepting[owner_id]
+
+        self._accepting[owner_id] += 1
+        return await asyncio.shield(self._spawn(work(), self._to_finish))
+
+    async def _begin(self, run: LiveRun) -> None:
+        """What is in the database is in line, unless the service has closed meanwhile."""
+        self._live[run.id] = run
+        if self._is_closed:
+            run.end_unstarted("interrupted")
+            await self._settle(run)
+        else:
+            self._line.join(run)
             self._advance()
-        return self._as_accepted(accepted)
+            # Its chat may have been deleted behind the commit; from here on whoever deletes finds the run
+            self._spawn(self._stop_deleted([run]))
+        self._wake_readers()
 
     def run(self, owner_id: str, run_id: str) -> tuple[Run, int]:
         """A run and its place in line.
@@ -242,37 +293,37 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        return self._with_end(self._history.of(run_id).run(owner_id, run_id)), self.place(run_id)
+        return self._keeper.with_end(self._history.of(run_id).run(owner_id, run_id)), self.place(run_id)
 
     def is_over(self, run_id: str) -> bool:
         """Whether a run has ended that the database still takes for open."""
-        return run_id in self._unsaved
+        return self._keeper.is_over(run_id)
 
     def as_written(self, messages: Sequence[StoredMessage]) -> list[StoredMessage]:
         """The messages with the ends of runs that the database has not taken yet, from memory."""
-        return [self._as_written(message) for message in messages]
+        return self._keeper.as_written(messages)
 
     async def order(self, owner_id: str, run_id: str, order: Order) -> None:
-        """Stop a run, or have it answer now. Orders that come too late are ignored.
+        """Stop a run, or have it answer now. Orders that come too late are ignored; none needs the database.
 
         Raises:
             NotFound: no such run, or not this person's.
         """
-        self._history.of(run_id).run(owner_id, run_id)
-        await self._order(run_id, order)
+        live = self._live.get(run_id)
+        if live is None or live.owner_id != owner_id:
+            self._history.of(run_id).run(owner_id, run_id)
+        else:
+            await self._order(live, order)
 
-    async def _order(self, run_id: str, order: Order) -> None:
-        run = self._live.get(run_id)
-        if run is None or run.state not in OPEN_STATES:
+    async def _order(self, run: LiveRun, order: Order) -> None:
+        if run.state not in OPEN_STATES:
             return
-        if run in self._waiting:
-            if order == "stop":
-                self._waiting.remove(run)
-                run.end_unstarted("stopped")
-                await self._settle(run)
-                self._advance()
-            return
-        run.inbox.put_nowait(order)
+        if order == "stop" and self._line.leave(run):
+            run.end_unstarted("stopped")
+            await self._settle(run)
+            self._advance()
+        else:
+            run.inbox.put_nowait(order)
 
     async def stop(self, owner_id: str, run_id: str) -> None:
         """Stop a run and wait until it is over.
@@ -280,14 +331,20 @@ class RunService:
         Raises:
             NotFound: no such run, or not this person's.
         """
-        self._history.of(run_id).run(owner_id, run_id)
-        await self._stop(run_id)
+        await self.order(owner_id, run_id, "stop")
+        await self._until_over(run_id)
+
+    async def stop_any(self, run_id: str) -> bool:
+        """Stop a run whoever it belongs to, also one that the database knows no more; whether it was there."""
+        run = self._live.get(run_id)
+        if run is None:
+            return False
+        await self._stop([run])
+        return True
 
     async def stop_all_of(self, owner_id: str) -> None:
         """Stop every run of a person and wait until all are over; their rows may be gone already."""
-        for run in list(self._live.values()):
-            if run.owner_id == owner_id:
-                await self._stop(run.id)
+        await self._stop([run for run in self._live.values() if run.owner_id == owner_id])
 
     def move(self, from_id: str, to_id: str) -> None:
         """Runs of one person that go on are another's now, as their rows are."""
@@ -301,32 +358,60 @@ class RunService:
         return max(0, live.place) if live else 0
 
     async def delete_conversation(self, owner_id: str, conversation_id: str) -> None:
-        """Stop its run, then delete it.
+        """Stop its run, then delete it; what is accepted there in the same moment is stopped too.
 
         Raises:
             NotFound: no such conversation, or not this person's.
         """
         store = self._history.of(conversation_id)
-        conversation = store.item(owner_id, conversation_id)
-        if conversation.running_run_id is not None:
-            await self.stop(owner_id, conversation.running_run_id)
+        store.item(owner_id, conversation_id)
+        await self._stop(self._runs_in(conversation_id))
         await asyncio.to_thread(store.delete_conversation, owner_id, conversation_id)
+        await self._stop(self._runs_in(conversation_id))
 
     async def delete_all_conversations(self, owner_id: str) -> tuple[str, int]:
         """Stop what runs in those that are kept, then delete them all: what the deletion is called, and how many."""
-        for run in list(self._live.values()):
-            if run.owner_id == owner_id and not is_temporary(run.id):
-                await self._stop(run.id)
-        return await asyncio.to_thread(self._history.kept.delete_all, owner_id)
+        await self._stop(self._kept_runs_of(owner_id))
+        deleted = await asyncio.to_thread(self._history.kept.delete_all, owner_id)
+        await self._stop_deleted(self._kept_runs_of(owner_id))
+        return deleted
 
     async def end_temporary(self) -> None:
         """End the temporary conversations whose time has come, and what runs in them."""
-        over = self._history.temporary.over()
-        for _, run_id in over:
-            if run_id is not None:
-                await self._stop(run_id)
+        over = [conversation_id for conversation_id, _ in self._history.temporary.over()]
+        for conversation_id in over:
+            await self._stop(self._runs_in(conversation_id))
         if over:
-            await asyncio.to_thread(self._history.temporary.end, [conversation_id for conversation_id, _ in over])
+            await asyncio.to_thread(self._history.temporary.end, over)
+            for conversation_id in over:
+                await self._stop(self._runs_in(conversation_id))
+
+    def _runs_in(self, conversation_id: str) -> list[LiveRun]:
+        return [run for run in self._live.values() if run.conversation_id == conversation_id]
+
+    def _kept_runs_of(self, owner_id: str) -> list[LiveRun]:
+        return [run for run in self._live.values() if run.owner_id == owner_id and not is_temporary(run.id)]
+
+    async def _stop_deleted(self, runs: Sequence[LiveRun]) -> None:
+        """Stop those of the runs whose conversation is not there any more."""
+        for run in runs:
+            try:
+                await asyncio.to_thread(self._history.of(run.id).item, run.owner_id, run.conversation_id)
+            except NotFound:
+                await self._stop([run])
+            except StorageFailed:
+                return  # asked again when it starts
+
+    async def _stop(self, runs: Sequence[LiveRun]) -> None:
+        for run in runs:
+            await self._order(run, "stop")
+        for run in runs:
+            await self._until_over(run.id)
+
+    async def _until_over(self, run_id: str) -> None:
+        task = self._running.get(run_id)
+        if task is not None:
+            await asyncio.wait([task])
 
     async def follow(self, owner_id: str, run_id: str, after: int) -> AsyncIterator[list[Event]]:
         """The run's events behind sequence number `after`, then live, until it is over; empty batches are heartbeats.
@@ -337,42 +422,36 @@ class RunService:
             NotFound: no such run, or not this person's.
         """
         stored = self._history.of(run_id).run(owner_id, run_id)
-        run = self._live.get(run_id)
-        if run is None:
-            yield self._replay_stored(owner_id, stored, after)
-            return
+        while (run := self._live.get(run_id)) is None:
+            if stored.state in FINAL_STATES:
+                yield self._replay_stored(owner_id, stored, after)
+                return
+            if self._is_closed:
+                return  # the reader comes back, to the next process
+            # Between its commit and its place in line
+            yield []
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), HEARTBEAT_S)
+            stored = self._history.of(run_id).run(owner_id, run_id)
         if after > run.log.last_seq or run.log.last_seq - after > _LONG_REPLAY:
             after = run.log.last_seq - (1 if run.log.is_closed else 0)
             yield [Event("snapshot", run.snapshot(), after)]
         async for batch in run.log.follow(after):
             yield batch
 
-    async def window_use(self, conversation: Conversation, messages: Sequence[StoredMessage]) -> WindowUse | None:
-        """How full the window is before a conversation's next message; None while the model is not there."""
-        profile = self._engine.profile
-        if profile is None or conversation.running_run_id is not None or conversation.leaf_id is None:
+    def _wake_readers(self) -> None:
+        """A run has begun, or none will any more."""
+        self._begun.set()
+        self._begun = asyncio.Event()
+
+    async def window_use(self, owner_id: str, conversation: Conversation) -> WindowUse | None:
+        """How full the window is before a conversation's next message; None while the model does not say it."""
+        if conversation.running_run_id is not None or conversation.leaf_id is None:
             return None
-        key = (conversation.leaf_id, profile.name)
-        if key not in self._window_use:
-            told = [*_told(branch(messages, conversation.leaf_id)), Message("user", "")]
-            try:
-                fitted = await fit(
-                    self._engine, profile, profile.system_prompt, told, spare_tokens=_NEXT_MESSAGE_TOKENS
-                )
-            except PonderError:
-                return None
-            if len(self._window_use) > 1000:
-                self._window_use.clear()
-            self._window_use[key] = WindowUse(len(fitted.ids), profile.context_window, fitted.turns_left_out)
-        return self._window_use[key]
+        leaf_id, store = conversation.leaf_id, self._history.of(conversation.id)
+        return await self._gauge.use(leaf_id, lambda: _told(store.told(owner_id, conversation.id, leaf_id)))
 
     # Inside
-
-    async def _stop(self, run_id: str) -> None:
-        await self._order(run_id, "stop")
-        task = self._running.get(run_id)
-        if task is not None:
-            await asyncio.wait([task])
 
     def _checked(self, text: str) -> str:
         if not text.strip():
@@ -389,22 +468,36 @@ class RunService:
                 bytes=size,
                 limit_bytes=limit,
             )
-        return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+        return storable(text)
 
-    async def _fit_now(self, told: Sequence[Message], options: Options) -> FittedPrompt | None:
-        """The prompt, so that one too long is refused before it waits; None while there is no tokenizer."""
+    async def _fit_now(self, owner_id: str, told: Sequence[Message], options: Options) -> FittedPrompt | None:
+        """The prompt, so that one too long is refused before it waits; None while there is no tokenizer.
+
+        One at a time for a person, and never more bytes than could be tokens of the window: reading a text costs the
+        engine's process time that all share.
+        """
         status, profile = self._engine.status, self._engine.profile
         if status.state == "failed":
             raise unavailable(status.problem, status.remedy)
         if profile is None:
             return None
+        refuse_hopeless(told[-1].text, profile)
         system = options.system_prompt if options.system_prompt is not None else profile.system_prompt
+        lock = self._counting.setdefault(owner_id, asyncio.Lock())
         try:
-            return await fit(self._engine, profile, system, told)
+            async with asyncio.timeout(_COUNT_S), lock:
+                return await fit(self._engine, profile, system, told)
+        except TimeoutError as error:
+            raise ModelUnavailable(
+                "The model does not respond at the moment. Your text is still here; try again in a minute."
+            ) from error
         except ModelUnavailable:
             if self._engine.status.state == "ready":
                 raise
             return None  # its process is being started again; the run waits for it
+        finally:
+            if not lock.locked():
+                self._counting.pop(owner_id, None)
 
     def _as_accepted(self, accepted: Accepted) -> AcceptedRun:
         return AcceptedRun(accepted.message_id, accepted.answer_id, accepted.run_id, self.place(accepted.run_id))
@@ -418,23 +511,21 @@ class RunService:
             self._fail_waiting(status)
             return
         is_ready = status.state == "ready" and profile is not None
-        while is_ready and profile is not None and self._waiting and len(self._running) < profile.slots:
-            run = self._waiting.popleft()
-            self._running[run.id] = asyncio.create_task(self._carry(run))
-        for index, run in enumerate(self._waiting):
-            ahead = index + len(self._running)
-            run.wait(ahead, "queued", "" if is_ready else status.stage)
+        while is_ready and profile is not None and len(self._running) < profile.slots:
+            run = self._line.next()
+            if run is None:
+                break
+            self._running[run.id] = self._spawn(self._carry(run, profile), self._to_finish)
+        for index, run in enumerate(self._line.runs()):
+            run.wait(index + len(self._running), "queued", "" if is_ready else status.stage)
 
     def _fail_waiting(self, status: EngineStatus) -> None:
-        while self._waiting:
-            run = self._waiting.popleft()
+        while (run := self._line.next()) is not None:
             run.fail(unavailable(status.problem, status.remedy))
-            self._spawn(self._settle(run))
+            self._spawn(self._settle(run), self._to_finish)
 
-    async def _carry(self, run: LiveRun) -> None:
-        """One run from its start to the database."""
-        profile = self._engine.profile
-        assert profile is not None
+    async def _carry(self, run: LiveRun, profile: ModelProfile) -> None:
+        """One run from its start to the database; whatever is raised on the way ends this run alone."""
         try:
             owner_id = await asyncio.to_thread(self._history.of(run.id).start_run, run.id, profile.name)
             if owner_id is None:
@@ -442,8 +533,14 @@ class RunService:
                 return
             run.owner_id = owner_id
             await run.answer(self._engine, profile)
-        except StorageFailed as error:
+        except asyncio.CancelledError:
+            run.end_unstarted("interrupted")
+            raise
+        except PonderError as error:
             run.fail(error)
+        except Exception:
+            _log.exception("run %s could not be carried out", run.id)
+            run.fail(EngineFailed("Something went wrong while answering. The text so far is kept; try again."))
         finally:
             self._running.pop(run.id, None)
             await self._settle(run)
@@ -451,155 +548,72 @@ class RunService:
 
     async def _settle(self, run: LiveRun) -> None:
         """Put the end of a run into the database, tell its readers, forget it after a while."""
-        is_saved = await self._save_end(run)
-        if not is_saved:
-            self._unsaved[run.id] = run
+        is_saved = await self._keeper.save_end(run)
         run.say_done()
         if is_saved:
             asyncio.get_running_loop().call_later(_KEEP_LOG_S, self._live.pop, run.id, None)
         else:
             self._spawn(self._save_end_later(run))
 
-    async def _save_end(self, run: LiveRun) -> bool:
-        try:
-            await asyncio.to_thread(self._history.of(run.id).save, run.id, run.written(), run.ending())
-        except StorageFailed:
-            return False
-        return True
-
     async def _save_end_later(self, run: LiveRun) -> None:
-        """The database did not take the end of a run: it stays in memory until it does."""
-        _log.error("the end of run %s could not be saved; trying again every %g s", run.id, _SAVE_AGAIN_S)
-        while run.id in self._unsaved:
-            await asyncio.sleep(_SAVE_AGAIN_S)
-            if await self._save_end(run):
-                self._unsaved.pop(run.id, None)
-        _log.info("the end of run %s is saved", run.id)
+        await self._keeper.save_end_later(run)
         self._live.pop(run.id, None)
-
-    async def _save_ends_in(self, conversation_id: str) -> None:
-        """Before a conversation goes on, all of it must be in the database."""
-        for run in [run for run in self._unsaved.values() if run.conversation_id == conversation_id]:
-            if not await self._save_end(run):
-                raise StorageFailed(
-                    "The last answer could not be saved yet. Your text is still here; try again in a few seconds."
-                )
-            self._unsaved.pop(run.id, None)
-
-    def _as_written(self, message: StoredMessage) -> StoredMessage:
-        run = self._unsaved.get(message.run.id) if message.run else None
-        if run is None or message.run is None:
-            return message
-        written, ending = run.written(), run.ending()
-        return replace(
-            message,
-            text=written.text,
-            reasoning=written.reasoning,
-            html=ending.html,
-            reasoning_html=ending.reasoning_html,
-            renderer_version=ending.renderer_version,
-            run=self._with_end(message.run),
-        )
-
-    def _with_end(self, stored: Run) -> Run:
-        run = self._unsaved.get(stored.id)
-        if run is None:
-            return stored
-        written, ending = run.written(), run.ending()
-        return replace(
-            stored,
-            state=ending.state,
-            model=run.model or stored.model,
-            notes=written.notes,
-            usage=written.usage,
-            timing=written.timing,
-            error_code=ending.error_code,
-            error_message=ending.error_message,
-            last_event=written.last_event,
-        )
 
     async def _read_engine(self) -> None:
         async for batch in self._engine.events():
             for event in batch:
                 self._deliver(event)
+        if not self._is_closed:
+            await asyncio.sleep(_SHOW_EVERY_S)  # its stream ended, so it is asked for another one
 
     def _deliver(self, event: EngineEvent) -> None:
-        if isinstance(event, Delta | Finished):
-            run = self._live.get(run_of(event.request_id))
-            if run is not None:
-                run.inbox.put_nowait(event)
-        else:
-            self._advance()
+        """To the run it is for; an event that cannot be delivered harms nobody else."""
+        try:
+            if isinstance(event, Delta | Finished):
+                run = self._live.get(run_of(event.request_id))
+                if run is not None:
+                    run.inbox.put_nowait(event)
+            else:
+                self._advance()
+        except Exception:
+            _log.exception("an event of the engine could not be delivered")
 
     async def _show(self) -> None:
-        """Show tails and figures five times a second, also while the database keeps writers waiting."""
-        while True:
-            await asyncio.sleep(_SHOW_EVERY_S)
-            for run in self._running_now():
-                run.show()
+        """Show tails and figures, also while the database keeps writers waiting."""
+        for run in self._running_now():
+            run.show()
 
     async def _keep(self) -> None:
-        """Save the text once a second; now and then end temporary conversations."""
-        count = 0
-        while True:
-            await asyncio.sleep(_SAVE_EVERY_S)
-            count += 1
-            for run in self._running_now():
-                if run.saved_event != run.log.last_seq:
-                    await self._save(run)
-            if count % _SAVES_PER_SWEEP == 0:
-                await self.end_temporary()
+        """Save what runs have written."""
+        for run in self._running_now():
+            await self._keeper.save(run)
 
     def _running_now(self) -> list[LiveRun]:
         return [self._live[run_id] for run_id in list(self._running) if run_id in self._live]
 
-    async def _save(self, run: LiveRun) -> None:
-        saved_event = run.log.last_seq
-        try:
-            await asyncio.to_thread(self._history.of(run.id).save, run.id, run.written())
-        except StorageFailed:
-            return  # logged where it failed; the text is in memory, and the next second tries again
-        run.saved_event = saved_event
-
     def _replay_stored(self, owner_id: str, run: Run, after: int) -> list[Event]:
         """The events of a run that is over, from the database."""
-        error = {"code": run.error_code, "message": run.error_message} if run.error_code else None
-        done = Event(
-            "done",
-            {
-                "state": run.state,
-                "answer_id": run.answer_id,
-                "error": error,
-                "usage": run.usage,
-                "timing": run.timing,
-                "notes": run.notes,
-            },
-            run.last_event + 1,
+        is_behind = after < run.last_event
+        return stored_replay(
+            run, self._history.of(run.answer_id).message(owner_id, run.answer_id) if is_behind else None
         )
-        if after >= run.last_event:
-            return [done]
-        message = self._history.of(run.answer_id).message(owner_id, run.answer_id)
-        content: dict[str, Any] = {
-            "state": run.state,
-            "place": 0,
-            "stage": "",
-            "notes": run.notes,
-            "progress": None,
-            "reasoning": {"blocks": [reasoning_html(message)]},
-            "answer": {"blocks": [answer_html(message)]},
-        }
-        return [Event("snapshot", content, run.last_event), done]
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(
+        self, work: Coroutine[Any, Any, _Result], among: set[asyncio.Task[Any]] | None = None
+    ) -> asyncio.Task[_Result]:
+        """A task that is held until it ends: at closing those `_to_finish` are waited for, the others cancelled."""
+        tasks = self._tasks if among is None else among
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         task.add_done_callback(_report)
+        return task
 
 
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("a task of the run service ended", exc_info=task.exception())
+def _report(task: asyncio.Task[Any]) -> None:
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, PonderError):
+        return
+    _log.error("a task of the run service ended", exc_info=error)
 
 
 def _refuse_a_second_run(conversation: Conversation) -> None:
@@ -614,8 +628,5 @@ def _chosen(options: Options) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if value is not None}
 
 
-def _told(messages: Sequence[StoredMessage]) -> list[Message]:
-    """What the model is told of earlier turns: questions and answers, never reasoning."""
-    return [
-        Message("user" if message.role == "user" else "assistant", message.text) for message in messages if message.text
-    ]
+def _told(turns: Sequence[Turn]) -> list[Message]:
+    return [Message(turn.role, turn.text) for turn in turns]

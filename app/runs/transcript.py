@@ -1,9 +1,13 @@
-"""What a run has written: two channels of text, rendered block by block as they grow."""
+"""What a run has written: two channels of text, rendered block by block as they grow.
+
+The model's text becomes ours here: what no database takes is replaced.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.history.storable import storable
 from app.reasoning.splitter import Piece, Resplit, Written
 from app.render import StreamRenderer
 from app.runs.log import RunLog
@@ -71,7 +75,7 @@ class Transcript:
     def _append(self, pieces: list[Piece]) -> None:
         """Neighbouring pieces of a channel are one delta."""
         for name in _CHANNELS:
-            text = "".join(piece.text for piece in pieces if piece.channel == name)
+            text = storable("".join(piece.text for piece in pieces if piece.channel == name))
             if text:
                 self._log.write("delta", {"channel": name, "text": text})
                 self._render(name, text)
@@ -92,7 +96,10 @@ class Transcript:
     def _start_again(self, resplit: Resplit) -> None:
         """The border moved: both channels are rendered anew from their first character."""
         self.channels = {name: Channel() for name in _CHANNELS}
-        texts = {name: "".join(piece.text for piece in resplit.pieces if piece.channel == name) for name in _CHANNELS}
+        texts = {
+            name: storable("".join(piece.text for piece in resplit.pieces if piece.channel == name))
+            for name in _CHANNELS
+        }
         for name in _CHANNELS:
             self._log.forget(f"tail-{name}")
         self._log.write("resplit", {f"{name}_chars": len(texts[name]) for name in _CHANNELS})

@@ -280,8 +280,7 @@ def test_all_are_deleted_and_brought_back(client: Client) -> None:
 @pytest.fixture
 def swept_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks for what is over five times a second."""
-    monkeypatch.setattr(service, "_SAVE_EVERY_S", 0.2)
-    monkeypatch.setattr(service, "_SAVES_PER_SWEEP", 1)
+    monkeypatch.setattr(service, "_SWEEP_EVERY_S", 0.2)
 
 
 def test_a_temporary_chat_works_as_any_other_and_is_in_no_list(client: Client) -> None:

@@ -281,7 +281,7 @@ def test_the_text_is_in_the_database_while_the_run_goes_on(in_world: InWorld) ->
         accepted = await world.send()
         await world.until(accepted.run_id, "delta")
         run = world.runs._live[accepted.run_id]
-        await world.runs._save(run)
+        await world.runs._keeper.save(run)
         assert world.answer(accepted).reasoning == "so far"
         assert world.store.run(world.owner, accepted.run_id).state == "running"
 
@@ -359,7 +359,7 @@ def test_a_conversation_that_outgrows_the_window_leaves_out_its_oldest_turns_and
             done = await world.until(accepted.run_id, "done")
             notes = [note["kind"] for note in done.content["notes"]]
             assert notes == (["turns_left_out"] if announced else [])
-            use = await world.runs.window_use(*world.store.conversation(world.owner, world.conversation))
+            use = await world.runs.window_use(world.owner, world.store.item(world.owner, world.conversation))
             assert use is not None
             announced = use.turns_left_out_next
         assert announced

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from app.errors import BadImport, NotFound
-from app.history.listing import OPEN_STATES
 from app.history.portable.schema import SENTENCE_CHARS, AnswerPart, ConversationPart, QuestionPart, RunPart
 from app.history.portable.shape import FileConversation, FileMessage, FileRun
+from app.history.states import OPEN_STATES
 from app.history.store import Conversation, Run, Store, StoredMessage
 from app.history.tables import ConversationTable
 
