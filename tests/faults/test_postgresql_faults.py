@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 
 from app.config import Settings
-from app.runs import service
+from app.runs import keeper
 from tests.databases import PostgresServer, name_in
 from tests.faults.chatting import Person, person, refused, until
 from tests.live import LiveServer, serving
@@ -39,7 +39,7 @@ def address(server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def live(settings: Settings, address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr(service, "_SAVE_AGAIN_S", 0.1)
+    monkeypatch.setattr(keeper, "_SAVE_AGAIN_S", 0.1)
     shared = {"database_url": address, "secret_key": "0123456789abcdef" * 4}
     settings = Settings(**settings.model_dump() | shared)
     with serving(settings, ScriptedEngine().with_profile(slots=4)) as server:

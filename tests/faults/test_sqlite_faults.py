@@ -14,7 +14,7 @@ from sqlalchemy import event
 from app.config import Settings
 from app.errors import StorageFailed
 from app.history import database, sqlite
-from app.runs import service
+from app.runs import keeper
 from app.web import build_services
 from tests.faults.chatting import Person, held_by_another_process, person, refused, until
 from tests.live import LiveServer, serving
@@ -40,7 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds are over sooner."""
     monkeypatch.setitem(sqlite.PRAGMAS, "busy_timeout", 100)
     monkeypatch.setattr(database, "_TURN_S", 0.1)
-    monkeypatch.setattr(service, "_SAVE_AGAIN_S", 0.1)
+    monkeypatch.setattr(keeper, "_SAVE_AGAIN_S", 0.1)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_what_is_written_while_the_database_is_locked_is_shown_whole_and_saved_a
 def test_a_chat_whose_last_answer_was_not_saved_goes_on_as_soon_as_it_can_be(
     live_server: LiveServer, ada: Person, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_SAVE_AGAIN_S", 3600.0)
+    monkeypatch.setattr(keeper, "_SAVE_AGAIN_S", 3600.0)
     talk = ada.begin()
     live_server.script(f"{BEGINNING} and it ends.")
     accepted = ada.ask(talk)

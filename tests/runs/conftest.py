@@ -71,7 +71,7 @@ def in_world(settings: Settings, store: Store) -> Callable[[Body], None]:
 
     def run(body: Body) -> None:
         async def main() -> None:
-            async with asyncio.timeout(20), world() as there:
+            async with asyncio.timeout(120), world() as there:
                 await body(there)
 
         asyncio.run(main())
