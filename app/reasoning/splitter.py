@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from app.engine.base import ReasoningFormat
+from app.reasoning.conclusion import FENCE, conclusion_at, last_box_at
 
 Channel = Literal["reasoning", "answer", "marker"]
 
@@ -188,7 +189,6 @@ class CloseTokenSplitter:
         return self._ledger.add("marker" if words in ("", self._open_tag) else "reasoning", held)
 
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _FENCE_START = re.compile(r"^ {0,3}(`{0,2}|~{0,2})$")
 
 
@@ -280,7 +280,7 @@ class TagSplitter:
         """Keep track of code fences; they open and close at line starts."""
         *lines, last = (self._line + text).split("\n")
         for line in lines:
-            fence = _FENCE.match(line)
+            fence = FENCE.match(line)
             if fence and not self._fence:
                 self._fence, self._close_in_fence = fence[1], -1
             elif fence and fence[1].startswith(self._fence):
@@ -288,7 +288,7 @@ class TagSplitter:
         self._line = last
 
     def _meet_close(self) -> list[Written]:
-        opens_fence = _FENCE.match(self._line)
+        opens_fence = FENCE.match(self._line)
         if self._fence or opens_fence or self._line.endswith("`"):
             if self._fence and self._close_in_fence < 0:
                 self._close_in_fence = self._position
@@ -333,8 +333,9 @@ _MOST_MOVES = 8
 class HeadingSplitter:
     """No tags: the answer begins behind a line that starts with a "Final Answer" heading, outside of code.
 
-    `take_last`: a later heading moves the border, and a text without any is split before its last paragraph with a
-    `\\boxed{}`, or is all answer and `is_unmarked` (QwQ-32B-Preview). Else the first heading stays (two phases).
+    `take_last`: a later heading moves the border, and a text without any is split once it is over: before its last
+    paragraph with a `\\boxed{}`, else before its closing words (`conclusion`), or it is all answer and `is_unmarked`
+    (QwQ-32B-Preview). Else the first heading stays (two phases).
     """
 
     def __init__(self, *, take_last: bool) -> None:
@@ -369,7 +370,9 @@ class HeadingSplitter:
         if self.is_answering:
             return written
         text = self._ledger.text()
-        at = _last_boxed_paragraph(text)
+        at = last_box_at(text)
+        if at is None:
+            at = conclusion_at(text)
         self.is_answering = True
         if at is None:
             self.is_unmarked = True
@@ -398,7 +401,7 @@ class HeadingSplitter:
         bare = self._line.lstrip(" #*").lower()
         if not bare:
             return len(self._line) < _LONGEST_HEADING
-        if _FENCE_START.match(self._line) or _FENCE.match(self._line):
+        if _FENCE_START.match(self._line) or FENCE.match(self._line):
             return True
         heading = _HEADING.match(self._line)
         is_decided = heading is not None and self._line[heading.end() :].lstrip("*:： \t") != ""
@@ -412,7 +415,7 @@ class HeadingSplitter:
         was_open, self._line_is_open = self._line_is_open, False
         if was_open:
             return self._give(line)
-        fence = _FENCE.match(line)
+        fence = FENCE.match(line)
         if fence and not self._fence:
             self._fence = fence[1]
         elif fence and fence[1].startswith(self._fence):
@@ -451,21 +454,3 @@ class HeadingSplitter:
     def _give(self, text: str) -> list[Written]:
         self._text_length += len(text)
         return self._ledger.add_answer(text) if self.is_answering else self._ledger.add("reasoning", text)
-
-
-def _last_boxed_paragraph(text: str) -> int | None:
-    """Where the last paragraph holding a `\\boxed{` begins, code left aside."""
-    fence, start, found = "", 0, None
-    position, is_between = 0, True
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if mark:
-            fence = mark[1] if not fence else ("" if mark[1].startswith(fence) else fence)
-        if not line.strip() and not fence:
-            is_between = True
-        elif is_between:
-            start, is_between = position, False
-        if not fence and "\\boxed{" in line:
-            found = start
-        position += len(line)
-    return found
