@@ -50,7 +50,7 @@ def _cleaner() -> nh3.Cleaner:
         set_tag_attribute_values={"a": {"target": "_blank"}},
         allowed_classes={
             "div": {"code", "cont", "code-head", "table-wrap"},
-            "span": set(TOKEN_CLASSES) | {"code-lang", "math-display", "link-host"},
+            "span": set(TOKEN_CLASSES) | {"code-lang", "math-display", "link-host", "boxed"},
             "code": {"highlight", "latex-source"},
             "p": {"latex-open"},
             "ol": {"cont"},

@@ -12,6 +12,8 @@ from html import escape
 
 from math_core import LatexError, LatexToMathML
 
+from app.render.boxed import boxed_sentence
+
 MAX_FORMULA_CHARS = 8192
 _MAX_DEPTH = 48
 _MAX_COMMANDS = 1000
@@ -137,10 +139,20 @@ def _converter() -> LatexToMathML:
 
 def formula(source: str, latex: str, *, is_display: bool) -> str:
     """The MathML of `latex`, or `source` (the formula with its delimiters) as text where it cannot be drawn."""
-    drawn = _draw(latex, is_display) if len(latex) <= MAX_FORMULA_CHARS else None
-    if drawn is None:
-        return f'<code class="latex-source">{escape(source.strip(), quote=False)}</code>'
-    return f'<span class="math-display">{drawn}</span>' if is_display else drawn
+    if len(latex) <= MAX_FORMULA_CHARS:
+        if sentence := boxed_sentence(latex, _inside_a_sentence):
+            return sentence
+        if drawn := _draw(latex, is_display):
+            return f'<span class="math-display">{drawn}</span>' if is_display else drawn
+    return _source(source)
+
+
+def _source(source: str) -> str:
+    return f'<code class="latex-source">{escape(source.strip(), quote=False)}</code>'
+
+
+def _inside_a_sentence(latex: str) -> str:
+    return _draw(latex, False) or _source(latex)
 
 
 def _draw(latex: str, is_display: bool) -> str | None:

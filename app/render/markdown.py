@@ -21,14 +21,15 @@ from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 
 from app.render.clean import cleaned
+from app.render.dollars import dollar_formula
 from app.render.formulas import DISPLAY_ENVIRONMENTS, formula
 from app.render.highlight import code_block
+from app.render.products import is_product, may_close
 from app.render.segments import Segment, begins_formula, cannot_be_formula, open_formula
 
 _MAX_LEVEL = 20
 _MAX_URL_CHARS = 2048
 
-_PRICE_PROOF = re.compile(r"\$(?![\s$])((?:\\[^\n]|[^\\$`\n])+)(?<!\s)\$(?!\d)")
 _DOUBLE_DOLLAR = re.compile(r"\$\$((?:\\.|[^\\$]|\$(?!\$))+)\$\$", re.DOTALL)
 _ENVIRONMENT = re.compile(r"\\begin\{([a-zA-Z]+\*?)\}")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -218,10 +219,11 @@ def _dollars(state: StateInline, silent: bool) -> bool:
             state.pending += "$$"
         state.pos += 2
         return True
-    is_amount = pos > 0 and src[pos - 1].isascii() and src[pos - 1].isalnum()
-    if is_amount or not (found := _PRICE_PROOF.match(src, pos, end)):
+    found_formula = dollar_formula(src, pos, end)
+    if found_formula is None:
         return False
-    return _push_formula(state, silent, found[1], found.end(), is_display=False)
+    latex, close = found_formula
+    return _push_formula(state, silent, latex, close, is_display=False)
 
 
 def _push_formula(state: StateInline, silent: bool, latex: str, end: int, *, is_display: bool) -> bool:
@@ -354,7 +356,11 @@ def _host(address: str) -> str:
 
 
 def _emphasis(state: StateInline, silent: bool) -> bool:
-    """CommonMark's emphasis; beside a formula or Chinese, Japanese or Korean text, `**` acts as in a word."""
+    """CommonMark's emphasis; beside a formula or Chinese, Japanese or Korean text, `**` acts as in a word.
+
+    Stars between operands (`2*3*4`, `x**2`) are a product or a power: they open nothing, and close only what words
+    opened.
+    """
     marker = state.src[state.pos]
     if silent or marker not in "*_":
         return False
@@ -370,11 +376,26 @@ def _emphasis(state: StateInline, silent: bool) -> bool:
     can_open, can_close = opens, closes
     if marker == "_":
         can_open, can_close = opens and (not closes or is_stop_before), closes and (not opens or is_stop_after)
+    elif is_product(state.src, start, pos):
+        can_open = False
+        can_close = closes and may_close(state.src, start, pos) and _is_emphasized(state, ord(marker), pos - start)
     for _ in range(pos - start):
         state.push("text", "", 0).content = marker
         state.delimiters.append(Delimiter(ord(marker), pos - start, len(state.tokens) - 1, -1, can_open, can_close))
     state.pos = pos
     return True
+
+
+def _is_emphasized(state: StateInline, marker: int, length: int) -> bool:
+    """Whether a run of this length is open before here."""
+    depth, delimiters = 0, state.delimiters
+    at = 0
+    while at < len(delimiters):
+        one = delimiters[at]
+        at += one.length if one.marker == marker else 1
+        if one.marker == marker and one.length == length:
+            depth += 1 if one.open and not (one.close and depth) else -1 if depth else 0
+    return depth > 0
 
 
 def _is_stop(char: str) -> bool:
