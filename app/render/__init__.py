@@ -13,7 +13,7 @@ right behind.
 from app.render.markdown import draw
 from app.render.segments import Segmenter
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Rises when the same text would give other HTML; stored HTML of another version is drawn anew."""
 
 
@@ -34,8 +34,13 @@ class StreamRenderer:
         return [html for segment in self._segmenter.feed(text) if (html := draw(segment))]
 
     def tail(self) -> str:
+        """The HTML of what is still open; changes nothing. What has only begun of a formula or a table is held back."""
+        segments = self._segmenter.rest()
+        return "".join(map(draw, segments[:-1])) + "".join(draw(last, is_open=True) for last in segments[-1:])
+
+    def rest(self) -> str:
         """The HTML of what is still open, as it would be if the text ended here; changes nothing."""
-        return "".join(draw(segment) for segment in self._segmenter.rest())
+        return "".join(map(draw, self._segmenter.rest()))
 
     @property
     def tail_chars(self) -> int:

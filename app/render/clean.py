@@ -22,8 +22,8 @@ _MATHML = _words("""
     mover munderover mmultiscripts mprescripts mtable mtr mtd menclose
 """)
 _HTML = _words("""
-    a b blockquote br code del div em h1 h2 h3 h4 h5 h6 hr i li ol p pre s span strong table tbody td th thead tr
-    u ul
+    a b blockquote br code del div em h1 h2 h3 h4 h5 h6 hr i li ol p pre s span strong sub sup table tbody td th thead
+    tr u ul
 """)
 _MATHML_ATTRIBUTES = _words("""
     accent accentunder columnspan depth display displaystyle fence form height largeop linethickness lspace
@@ -40,7 +40,7 @@ _OVERRIDES = re.compile("[\u202d\u202e]")
 @lru_cache(maxsize=1)
 def _cleaner() -> nh3.Cleaner:
     attributes: dict[str, set[str]] = {tag: set(_MATHML_ATTRIBUTES) for tag in _MATHML}
-    attributes |= {"a": {"href"}, "ol": {"start"}}
+    attributes |= {"a": {"href"}, "ol": {"start"}, "li": {"value"}}
     directed = {tag: {"dir": {"auto"}} for tag in _WITH_DIRECTION} | {"pre": {"dir": {"ltr"}}}
     return nh3.Cleaner(
         tags=_MATHML | _HTML,
@@ -50,12 +50,11 @@ def _cleaner() -> nh3.Cleaner:
         set_tag_attribute_values={"a": {"target": "_blank"}},
         allowed_classes={
             "div": {"code", "cont", "code-head", "table-wrap"},
-            "span": set(TOKEN_CLASSES) | {"code-lang", "math-display", "link-host", "boxed"},
+            "span": set(TOKEN_CLASSES) | {"code-lang", "math-display", "link-host", "boxed", "latex-open"},
             "code": {"highlight", "latex-source"},
-            "p": {"latex-open"},
             "ol": {"cont"},
             "ul": {"cont"},
-            "li": {"cont"},
+            "li": {"cont", "task"},
             "blockquote": {"cont"},
             "th": {"left", "center", "right"},
             "td": {"left", "center", "right"},

@@ -18,6 +18,7 @@ _PROSE = re.compile(
     r"|[\u4e00-\u9fff]",
     re.IGNORECASE,
 )
+_BEGINS = re.compile(r"[ \t]?(?:\\|[a-zA-Z](?![a-zA-Z]{2})|[({\[|-])|$")
 _MATHEMATICAL = re.compile(
     r"\\[a-zA-Z]+|[\^_=<>+*/|!]|\d[a-zA-Z]|(?<![^\W\d_])[a-zA-Z](?![^\W\d_])|[A-Z]{2,4}",
 )
@@ -34,6 +35,14 @@ def dollar_formula(text: str, start: int, end: int) -> tuple[str, int] | None:
         latex = found[1]
         return None if _has_prose(latex) or not _MATHEMATICAL.search(latex) else (latex, found.end())
     return None
+
+
+def begins_dollar_formula(text: str, start: int, end: int) -> bool:
+    """Whether the `$` at `start` opens what may become a formula in a text that goes on: no amount, and no prose."""
+    if start and text[start - 1].isascii() and text[start - 1].isalnum():
+        return False
+    rest = text[start + 1 : end]
+    return not any(mark in rest for mark in "$\n") and bool(_BEGINS.match(rest)) and not _has_prose(rest)
 
 
 def _has_prose(latex: str) -> bool:

@@ -7,6 +7,7 @@ this module.
 """
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 
@@ -75,6 +76,10 @@ _DEFINES = re.compile(
     r"\\(?:(?:re|provide)?newcommand|providecommand|renewcommand|[gex]?def|let|global|futurelet)(?![a-zA-Z])"
 )
 _NESTS = re.compile(r"\\.|[{}]", re.DOTALL)
+_CERTAIN = re.compile(
+    r"\\([dtc]?frac|[dt]?binom|sqrt)(?![a-zA-Z])(?:(?<=sqrt)\[[^\[\]{}\n]{1,20}\]|(?<=frac)(\d\d)(?!\d))?"
+)
+_POWER = re.compile(r"[\^_](?:\{|[0-9a-zA-Z])")
 _COMMAND = re.compile(r"\\[a-zA-Z]")
 _ENVIRONMENT = re.compile(r"\\(begin|end)\{([a-z]+\*?)\}(?:(?<=at\})\{\d+\}|(?<=at\*\})\{\d+\})?")
 _ROW_SPACE = re.compile(r"(?<!\\)((?:\\\\)+)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")
@@ -149,6 +154,48 @@ def formula(source: str, latex: str, *, is_display: bool) -> str:
 
 def _source(source: str) -> str:
     return f'<code class="latex-source">{escape(source.strip(), quote=False)}</code>'
+
+
+@dataclass(frozen=True, slots=True)
+class CertainLatex:
+    """Bare LaTeX in a text; `end` is None where its braces do not close."""
+
+    end: int | None
+
+
+def certain_latex(text: str, start: int, limit: int) -> CertainLatex | None:
+    r"""LaTeX without delimiters that can be nothing else (`\dfrac{1}{2}`, `\sqrt[3]{x}`); None where there is none."""
+    found = _CERTAIN.match(text, start, limit)
+    if found is None:
+        return None
+    at = found.end()
+    for _ in range(0 if found[2] else 1 if found[1] == "sqrt" else 2):
+        if at >= limit or text[at] != "{":
+            return CertainLatex(None) if at >= limit else None
+        end = _group_end(text, at + 1, limit)
+        if end is None:
+            return CertainLatex(None)
+        at = end
+    while power := _POWER.match(text, at, limit):
+        end = _group_end(text, power.end(), limit) if power[0].endswith("{") else power.end()
+        if end is None:
+            return CertainLatex(None)
+        at = end
+    return CertainLatex(at)
+
+
+def _group_end(text: str, start: int, limit: int) -> int | None:
+    depth = 1
+    for found in _NESTS.finditer(text, start, min(limit, start + MAX_FORMULA_CHARS)):
+        depth += (found[0] == "{") - (found[0] == "}")
+        if depth == 0:
+            return found.end()
+    return None
+
+
+def draws(latex: str) -> bool:
+    """Whether the converter takes it."""
+    return len(latex) <= MAX_FORMULA_CHARS and _draw(latex, False) is not None
 
 
 def _inside_a_sentence(latex: str) -> str:

@@ -7,6 +7,7 @@ a list may be cut anywhere; a single line break is a line break.
 """
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -20,14 +21,19 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 
+from app.render.begun import without_what_begins
 from app.render.clean import cleaned
-from app.render.dollars import dollar_formula
-from app.render.formulas import DISPLAY_ENVIRONMENTS, formula
+from app.render.dollars import begins_dollar_formula, dollar_formula
+from app.render.extras import bare_link, break_lines, footnote, mark_task, subscript
+from app.render.formulas import DISPLAY_ENVIRONMENTS, certain_latex, draws, formula
 from app.render.highlight import code_block
 from app.render.products import is_product, may_close
 from app.render.segments import Segment, begins_formula, cannot_be_formula, open_formula
+from app.render.trees import split_tree
 
 _MAX_LEVEL = 20
+_IS_OPEN = "is_open"
+_HELD_BACK = '<span class="latex-open">\u2026</span>'
 _MAX_URL_CHARS = 2048
 
 _DOUBLE_DOLLAR = re.compile(r"\$\$((?:\\.|[^\\$]|\$(?!\$))+)\$\$", re.DOTALL)
@@ -46,14 +52,28 @@ _PIPED = re.compile(r"(`+)[^`\n]+\1|\\\(.*?\\\)|\$(?![\s$])(?:\\[^\n]|[^\\$`\n])
 _CJK = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef]")
 
 
-def draw(segment: Segment) -> str:
-    """The clean HTML of a segment; "" where there is nothing to see."""
+def draw(segment: Segment, *, is_open: bool = False) -> str:
+    """The clean HTML of a segment; "" where there is nothing to see.
+
+    `is_open`: more of it is still being written. A formula or a table that has only begun is held back, as its source
+    would flash for a moment.
+    """
     if segment.is_code:
         return cleaned(code_block(segment.text, segment.language, is_continued=segment.is_continued))
-    if not segment.text:
+    text = without_what_begins(segment.text) if is_open else segment.text
+    if not text:
         return ""
+    before, tree, after = split_tree(text)
+    if not tree:
+        return _drawn(text, segment, is_open=is_open)
+    around = replace(segment, numbers=(), reopened=0)
+    drawn = (_drawn(before, segment, is_open=False) if before else "") + cleaned(code_block(tree, ""))
+    return drawn + (_drawn(after, around, is_open=is_open) if after else "")
+
+
+def _drawn(text: str, segment: Segment, *, is_open: bool) -> str:
     parser = _parser()
-    tokens = parser.parse(_with_table_pipes_kept(segment.text), {})
+    tokens = parser.parse(_with_table_pipes_kept(text), {_IS_OPEN: is_open})
     _settle(tokens, segment)
     return cleaned(str(parser.renderer.render(tokens, parser.options, {})))
 
@@ -70,6 +90,9 @@ def _parser() -> MarkdownIt:
     parser.inline.ruler.before("escape", "formula", _formula)
     parser.inline.ruler.before("autolink", "own_link", _link)
     parser.inline.ruler.at("emphasis", _emphasis)
+    parser.inline.ruler.before("own_link", "footnote", footnote)
+    parser.inline.ruler.before("strikethrough", "subscript", subscript)
+    parser.inline.ruler.before("formula", "bare_link", bare_link)
     for name in ("math_inline", "math_display"):
         parser.add_render_rule(name, _draw_formula)
     for name in ("fence", "code_block"):
@@ -199,6 +222,11 @@ def _formula(state: StateInline, silent: bool) -> bool:
         if close < 0:
             return _as_written(state, silent, to_line_end=True)
         return _push_formula(state, silent, src[pos:close], close, is_display=_is_alone(src, pos, close))
+    if certain := certain_latex(src, pos, end):
+        if certain.end is None:
+            return _hold_back(state, silent) if state.env.get(_IS_OPEN) else False
+        if draws(src[pos : certain.end]):
+            return _push_formula(state, silent, src[pos : certain.end], certain.end, is_display=False)
     if kind == "b" and (found := _ENVIRONMENT.match(src, pos, end)) and found[1] in DISPLAY_ENVIRONMENTS:
         close = _environment_end(src, pos, end, found[1])
         if close < 0:
@@ -215,13 +243,15 @@ def _dollars(state: StateInline, silent: bool) -> bool:
             return _push_formula(state, silent, found[1], found.end(), is_display=True)
         if _is_line_start(src, pos):
             return _as_written(state, silent, to_line_end=False)
+        if state.env.get(_IS_OPEN):
+            return _hold_back(state, silent)
         if not silent:
             state.pending += "$$"
         state.pos += 2
         return True
     found_formula = dollar_formula(src, pos, end)
     if found_formula is None:
-        return False
+        return state.env.get(_IS_OPEN, False) and begins_dollar_formula(src, pos, end) and _hold_back(state, silent)
     latex, close = found_formula
     return _push_formula(state, silent, latex, close, is_display=False)
 
@@ -245,6 +275,8 @@ def _with_stop(latex: str, stop: str) -> str:
 def _as_written(state: StateInline, silent: bool, *, to_line_end: bool) -> bool:
     """A formula that has not closed: text up to the end of the line or of the paragraph, whatever stands in it."""
     end = state.src.find("\n", state.pos, state.posMax) if to_line_end else -1
+    if end < 0 and state.env.get(_IS_OPEN):
+        return _hold_back(state, silent)
     end = state.posMax if end < 0 else end
     if not silent:
         for number, line in enumerate(state.src[state.pos : end].split("\n")):
@@ -252,6 +284,14 @@ def _as_written(state: StateInline, silent: bool, *, to_line_end: bool) -> bool:
                 state.push("softbreak", "br", 0)
             state.pending += line.strip() if number else line
     state.pos = end
+    return True
+
+
+def _hold_back(state: StateInline, silent: bool) -> bool:
+    """A formula that is being written: three dots stand for it until it closes."""
+    if not silent:
+        state.push("html_inline", "", 0).content = _HELD_BACK
+    state.pos = state.posMax
     return True
 
 
@@ -409,12 +449,23 @@ def _settle(tokens: list[Token], segment: Segment) -> None:
     """Text directions, cell alignment, one kind of list, and the numbers a continued list goes on with."""
     numbers, reopened = list(segment.numbers), segment.reopened
     items: list[list[Token]] = []
+    lists: list[_Count] = []
+    item: Token | None = None
+    is_in_cell = False
     for token in tokens:
         kind = token.type
         if kind == "inline":
             _settle_breaks(token)
+            if item is not None:
+                mark_task(item, token)
+            if is_in_cell:
+                break_lines(token)
+            item = None
         elif kind == "list_item_open":
+            item = token
             items.append([])
+            if lists:
+                lists[-1].number(token)
             token.attrs["dir"] = "auto"
             if reopened:
                 token.attrs["class"] = "cont"
@@ -435,12 +486,36 @@ def _settle(tokens: list[Token], segment: Segment) -> None:
             token.attrs["dir"] = "auto"
             if segment.is_continued and kind == "blockquote_open" and token.level == 0:
                 token.attrs["class"] = "cont"
-        elif kind in ("ordered_list_open", "bullet_list_open") and token.map and token.map[0] == 0:
-            if numbers and kind == "ordered_list_open":
-                token.attrs["start"] = numbers[0]
-            if segment.is_continued:
-                token.attrs["class"] = "cont"
-            numbers = numbers[1:]
+            is_in_cell = kind in ("th_open", "td_open")
+        elif kind in ("ordered_list_open", "bullet_list_open"):
+            if token.map and token.map[0] == 0:
+                if numbers and kind == "ordered_list_open":
+                    token.attrs["start"] = numbers[0]
+                if segment.is_continued:
+                    token.attrs["class"] = "cont"
+                numbers = numbers[1:]
+            lists.append(_Count(token))
+        elif kind in ("ordered_list_close", "bullet_list_close"):
+            lists.pop()
+
+
+class _Count:
+    """The numbers of a list's items: the model's own, and Markdown's where it writes the same one again."""
+
+    def __init__(self, opening: Token) -> None:
+        self._is_ordered = opening.type == "ordered_list_open"
+        self._shown = int(opening.attrs.get("start", 1)) - 1
+        self._written: int | None = None
+
+    def number(self, item: Token) -> None:
+        if not self._is_ordered:
+            return
+        written = int(item.info) if item.info.isdigit() else 0
+        is_first, expected = self._written is None, self._shown + 1
+        self._shown = expected if is_first or written == self._written else written
+        self._written = written
+        if self._shown != expected:
+            item.attrs["value"] = self._shown
 
 
 def _settle_breaks(token: Token) -> None:

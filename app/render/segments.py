@@ -62,6 +62,7 @@ class _Item:
     offset: int
     marker: str
     number: int
+    written: int = 0
 
     @property
     def sort(self) -> str:
@@ -389,11 +390,12 @@ class Segmenter:
                 break
             spaces = len(found[2]) if found[2] and len(found[2]) < 5 else 1
             marker = found[1]
-            number = int(marker[:-1]) if len(marker) > 1 else 0
+            number = written = int(marker[:-1]) if len(marker) > 1 else 0
             if sibling is not None and sibling.sort == marker[-1]:
-                number = sibling.number + 1
+                # The model's own number; where it writes the same one again, Markdown counts
+                number = sibling.number + 1 if number == sibling.written else number
             offset = column + len(marker) + spaces
-            self._items.append(_Item(column, offset, marker, number))
+            self._items.append(_Item(column, offset, marker, number, written))
             sibling, column, count = None, offset, count + 1
         if not self._items and sibling is not None:
             self._items.append(sibling)
@@ -418,7 +420,7 @@ class Segmenter:
 
     def _take_in_quote(self, line: str) -> None:
         marks = _QUOTE_MARKS.match(line)
-        if not line.strip(" \t") or (marks is None and (self._fence or _interrupts(line))):
+        if not line.strip(" \t") or (marks is None and (self._fence or _interrupts(line) or _ITEM.match(line))):
             self._again(line)
             return
         content = line[marks.end() :] if marks else line
