@@ -197,10 +197,10 @@ class Course:
             return Step(completion=self._open(self.answer_sampling))
         return self._end(event)
 
-    def answer_now(self) -> None:
-        """Close the reasoning soon: at the next line end, or after a few tokens."""
+    def answer_now(self, *, patience: int = 24) -> None:
+        """Close the reasoning soon: at the next line end, or after `patience` tokens."""
         if self.is_thinking and self._closes is None:
-            self._closes, self._patience = "answer_now", 24 if self.counts.reasoning else 0
+            self._closes, self._patience = "answer_now", patience
 
     def stop(self) -> Step:
         """The person had enough; what was held back is given out."""

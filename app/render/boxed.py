@@ -13,6 +13,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mbox)\s*\{")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ,;:'\u2019-]+[^\W\d_]+)+|[\u3400-\u9fff]{4,}")
 _INNER = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 _NOT_PROSE = re.compile(r"\\[a-zA-Z(]|[\^_&=]")
+_ROWS = re.compile(r"\\begin|\\\\|&")
 _LEAST_CHARS = 24
 
 
@@ -28,6 +29,8 @@ def boxed_sentence(latex: str, draw: Callable[[str], str]) -> str | None:
     if len(inner) < _LEAST_CHARS:
         return None
     parts = _parts(inner)
+    if any(not is_text and _ROWS.search(part) for is_text, part in parts):
+        return None
     if not any(is_text and _WORDS.search(part) for is_text, part in parts):
         return None
     drawn = "".join(_text(part, draw) if is_text else draw(part) for is_text, part in parts if part.strip())

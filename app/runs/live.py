@@ -66,6 +66,7 @@ class LiveRun:
     options: Options
     fitted: FittedPrompt | None = None
     address: str = ""
+    is_answer_wanted: bool = False
     state: RunState = "queued"
     place: int = -1
     stage: str = ""
@@ -95,6 +96,8 @@ class LiveRun:
         try:
             course = await self._plan(engine, profile)
             self._follow(course.begin(), engine)
+            if self.is_answer_wanted:
+                course.answer_now(patience=0)
             while self.state == "running":
                 self._meet(await self.inbox.get(), course, engine)
         except asyncio.CancelledError:

@@ -322,6 +322,8 @@ class RunService:
             run.end_unstarted("stopped")
             await self._settle(run)
             self._advance()
+        elif run in self._line:
+            run.is_answer_wanted = True  # as soon as it begins
         else:
             run.inbox.put_nowait(order)
 
