@@ -11,7 +11,7 @@ from app.errors import BadRequest, ModelUnavailable, NotFound, StorageFailed
 from app.history.people import People
 from app.history.states import FINAL_STATES
 from app.history.store import Ending, Store, Written
-from app.runs import service
+from app.runs import carrier, service
 from app.runs.live import LiveRun, Options
 from app.runs.loops import Loop
 from app.runs.transcript import Transcript
@@ -25,8 +25,8 @@ _TEXT = "calm text"
 @pytest.fixture(autouse=True)
 def quick_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens once a second in life happens at once in a test."""
-    monkeypatch.setattr(service, "_SAVE_EVERY_S", 0.01)
-    monkeypatch.setattr(service, "_SHOW_EVERY_S", 0.01)
+    monkeypatch.setattr(carrier, "_SAVE_EVERY_S", 0.01)
+    monkeypatch.setattr(carrier, "_SHOW_EVERY_S", 0.01)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -103,7 +103,7 @@ def test_a_run_whose_text_cannot_be_saved_ends_alone_with_its_end_saved(
         accepted = await world.send()
         await until(lambda: world.answer(accepted).reasoning == _TEXT)
         monkeypatch.setattr(world.store, "save", fails_for(world, accepted, error))
-        live = world.runs._live[accepted.run_id]
+        live = world.runs._carrier._live[accepted.run_id]
 
         def is_over() -> bool:
             live.saved_event = 0  # as if more had been written
@@ -135,7 +135,7 @@ def test_a_run_whose_text_cannot_be_drawn_ends_alone(
         world.engine.scripts.append(f"{_TEXT}{HOLD} more{CLOSE}yes")
         accepted = await world.send()
         await world.until(accepted.run_id, "delta")
-        mine, drawn = world.runs._live[accepted.run_id].transcript, getattr(Transcript, method)
+        mine, drawn = world.runs._carrier._live[accepted.run_id].transcript, getattr(Transcript, method)
 
         def failing(self: Transcript, *given: Any) -> Any:
             if self is mine:
@@ -148,7 +148,7 @@ def test_a_run_whose_text_cannot_be_drawn_ends_alone(
         assert events[-1].name == "done"
         assert events[-1].content["state"] in FINAL_STATES
         assert world.answer(accepted).run.state in FINAL_STATES  # type: ignore[union-attr]
-        assert accepted.run_id not in world.runs._running
+        assert accepted.run_id not in world.runs._carrier._running
         monkeypatch.undo()
         await goes_on(world, somebody)
 
@@ -236,7 +236,7 @@ def test_a_loop_that_keeps_failing_is_a_problem_until_it_recovers(
         def broken(_: object) -> None:
             raise RuntimeError("no")
 
-        monkeypatch.setattr(service.RunService, "_running_now", broken)
+        monkeypatch.setattr(carrier.Carrier, "_running_now", broken)
         await until(lambda: "save" in world.runs.problem() and "show" in world.runs.problem())
         monkeypatch.undo()
         await until(lambda: world.runs.problem() == "")
@@ -381,7 +381,7 @@ def test_a_reader_between_commit_and_start_waits_for_the_run(in_world: InWorld) 
             messages=[],
             options=Options(),
         )
-        await world.runs._begin(run)
+        await world.runs._carrier.begin(run)
         assert (await following)[0].name == "state"
 
     in_world(body)
@@ -457,9 +457,9 @@ def test_a_run_in_a_chat_that_is_deleted_behind_its_commit_is_stopped(
         await world.runs.delete_conversation(world.owner, world.conversation)
         may_go.set()
         accepted = await sending
-        await until(lambda: world.runs._live[accepted.run_id].state in FINAL_STATES)
-        await until(lambda: not world.runs._running)
-        assert len(world.runs._line) == 0
+        await until(lambda: world.runs._carrier._live[accepted.run_id].state in FINAL_STATES)
+        await until(lambda: not world.runs._carrier._running)
+        assert len(world.runs._carrier.line) == 0
 
     in_world(body)
 
@@ -489,7 +489,7 @@ def test_a_deletion_stops_what_began_meanwhile(in_world: InWorld, monkeypatch: p
         await world.until(accepted.run_id, "delta")
         may_go.set()
         await removal
-        assert world.runs._live[accepted.run_id].state == "stopped"
+        assert world.runs._carrier._live[accepted.run_id].state == "stopped"
         with pytest.raises(NotFound):
             world.store.run(world.owner, accepted.run_id)
 
@@ -506,7 +506,7 @@ def test_stopping_needs_no_database(in_world: InWorld, monkeypatch: pytest.Monke
         await world.until(accepted.run_id, "delta")
         monkeypatch.setattr(Store, "run", away)
         await world.runs.order(world.owner, accepted.run_id, "stop")
-        await until(lambda: world.runs._live[accepted.run_id].state == "stopped")
+        await until(lambda: world.runs._carrier._live[accepted.run_id].state == "stopped")
         assert not await world.runs.stop_any("nobody")
         with pytest.raises(StorageFailed):
             await world.runs.order("somebody else", accepted.run_id, "stop")

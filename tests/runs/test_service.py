@@ -80,7 +80,7 @@ def test_a_reader_after_the_log_is_gone_gets_the_stored_text(in_world: InWorld) 
     async def body(world: World) -> None:
         accepted = await world.send()
         events = await world.follow(accepted.run_id)
-        world.runs._live.clear()
+        world.runs._carrier._live.clear()
         snapshot, done = await world.follow(accepted.run_id)
         assert snapshot.name == "snapshot"
         assert snapshot.content["answer"]["blocks"] == [html(events, "answer")]
@@ -192,7 +192,7 @@ def test_runs_wait_in_line_and_know_their_place(in_world: InWorld) -> None:
 def test_the_line_has_an_end(in_world: InWorld) -> None:
     async def body(world: World) -> None:
         world.engine.become(EngineStatus("loading", "Loading weights"))
-        world.runs._settings = world.runs._settings.model_copy(update={"max_waiting_runs": 1})
+        world.runs._admission._settings = world.runs._admission._settings.model_copy(update={"max_waiting_runs": 1})
         await world.send()
         world.conversation = world.store.add_conversation(world.owner).id
         with pytest.raises(QueueFull):
@@ -280,7 +280,7 @@ def test_the_text_is_in_the_database_while_the_run_goes_on(in_world: InWorld) ->
         world.engine.scripts.append(f"so far{HOLD}")
         accepted = await world.send()
         await world.until(accepted.run_id, "delta")
-        run = world.runs._live[accepted.run_id]
+        run = world.runs._carrier._live[accepted.run_id]
         await world.runs._keeper.save(run)
         assert world.answer(accepted).reasoning == "so far"
         assert world.store.run(world.owner, accepted.run_id).state == "running"
