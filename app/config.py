@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     max_waiting_runs_per_address: int = Field(default=40, ge=1)
     max_context_tokens: int = Field(default=32768, ge=512)
 
+    max_connections_per_address: int = Field(default=512, ge=8)
+    head_timeout_s: float = Field(default=15, gt=0)
+    idle_timeout_s: float = Field(default=20, gt=0)
+    stall_timeout_s: float = Field(default=30, gt=0)
+    upload_timeout_s: float = Field(default=1800, gt=0)
+
     engine: Literal["auto", "batched", "local"] = "auto"
     gpu_memory_gib: float = Field(default=0, ge=0)
     kv_ram_gib: float | None = Field(default=None, ge=0)

@@ -70,6 +70,27 @@ class HeadersTooLarge(PonderError):
     status = 431
 
 
+class BadFraming(PonderError):
+    """A request whose head or body is put together as no client of ours does it."""
+
+    code = "bad_request"
+    status = 400
+
+
+class TooSlow(PonderError):
+    """A request that did not arrive in time."""
+
+    code = "too_slow"
+    status = 408
+
+
+class TooManyConnections(PonderError):
+    """More connections at once than one address may have."""
+
+    code = "too_many_connections"
+    status = 503
+
+
 class SignedOut(PonderError):
     """The cookie of an account whose session has ended."""
 

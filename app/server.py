@@ -6,43 +6,24 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.config import Settings, read_settings
+from app.connection import bounded_http
+from app.crowd import raise_file_limit
 from app.engine.process import EngineProcess
 from app.errors import PonderError
-from app.routes.guards import MOST_HEAD_BYTES
+from app.routes.access import Services
 from app.runs.service import RunService
 from app.web import build_app, build_services
 
 _DRAIN_S = 20
-
-
-class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's fast parser keeps headers of any size; this one hangs up on a head that does not end."""
-
-    _is_in_head = True
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        if not self._is_in_head:
-            super().data_received(data)
-            return
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("The headers of this request are too large.")
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head = True
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head, self._head_bytes = False, 0
-        super().on_headers_complete()
+# A terminal or a shell from afar that is closed says SIGHUP; under `nohup` it is ignored, and stays so
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Server(uvicorn.Server):
@@ -51,6 +32,20 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, runs: RunService) -> None:
         super().__init__(config)
         self._runs = runs
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's, and SIGHUP, which it leaves to the system: that ends a process on the spot."""
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            if before == signal.SIG_IGN:
+                yield
+                return
+            signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -82,8 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"Ponder cannot start. {error.message}\n")
         return 2
     # uvicorn raises the signal that ended it once more; ending on request is no failure
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: None)
+    for name in _ENDING:
+        if signal.getsignal(name) != signal.SIG_IGN:
+            signal.signal(name, lambda *_: None)
     try:
         server.run()
     except SystemExit:  # uvicorn's word for a port it cannot have; its log line says which error
@@ -97,17 +93,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(settings: Settings) -> _Server:
     services = build_services(settings, EngineProcess(settings))
-    config = http_config(build_app(services), settings.port, host=settings.host, drain_s=_DRAIN_S)
+    most = raise_file_limit()
+    config = http_config(
+        build_app(services), settings.port, host=settings.host, drain_s=_DRAIN_S, most_connections=most
+    )
     return _Server(config, services.runs)
 
 
-def http_config(app: FastAPI, port: int, *, host: str = "127.0.0.1", drain_s: int = 5) -> uvicorn.Config:
+def http_config(
+    app: FastAPI, port: int, *, host: str = "127.0.0.1", drain_s: int = 5, most_connections: int = 10_000
+) -> uvicorn.Config:
     """How Ponder is served, by `python app.py` as by the tests."""
+    services: Services = app.state.services
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=BoundedHttp,
+        http=bounded_http(services.settings, most_connections),  # type: ignore[arg-type]  # called as the class would be
         ws="none",
         log_config=None,
         access_log=False,

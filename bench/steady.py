@@ -129,7 +129,11 @@ def _serve(make_script: Callable[[], Script], slots: int, port: int, folder: str
     from app.web import build_app, build_services
 
     settings = Settings(
-        data_dir=Path(folder), cache_dir=Path(folder), max_waiting_runs=10_000, guest_runs_at_once=10_000
+        data_dir=Path(folder),
+        cache_dir=Path(folder),
+        max_waiting_runs=10_000,
+        guest_runs_at_once=10_000,
+        max_connections_per_address=10_000,
     )
     app = build_app(build_services(settings, SteadyEngine(make_script(), slots)))
     uvicorn.Server(http_config(app, port, drain_s=1)).run()

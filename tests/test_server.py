@@ -58,7 +58,8 @@ def test_a_port_that_is_taken_is_said_with_a_way_out(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_it_says_where_it_is_stays_up_without_a_model_and_ends_well_at_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP])
+def test_it_says_where_it_is_stays_up_without_a_model_and_ends_well(tmp_path: Path, name: signal.Signals) -> None:
     with free_port() as (_, port):
         pass
     process = subprocess.Popen(
@@ -78,13 +79,35 @@ def test_it_says_where_it_is_stays_up_without_a_model_and_ends_well_at_sigterm(t
         ready = _ready_once_settled(url)
         assert ready.status_code == 503
         assert "/no/such/model" in ready.json()["model"]["problem"]
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(name)
         assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
+    with free_port() as (_, port):
+        pass
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "app.py", "--port", str(port)],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_up(url)
+        process.send_signal(signal.SIGHUP)
+        assert _ready_once_settled(url).status_code == 503
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _ready_once_settled(url: str) -> httpx.Response:

@@ -110,7 +110,7 @@ def set_cookie(request: Request, response: Response, settings: Settings, token: 
 
 def address_of(request: Request, settings: Settings) -> str:
     """Where the request comes from, for limits. X-Forwarded-For is counted from the right, by the proxies we trust:
-    whatever a client wrote into it stands further left. IPv6 networks count as one address."""
+    whatever a client wrote into it stands further left."""
     peer = request.client.host if request.client else "unknown"
     hops = settings.trusted_proxies
     if not hops and "x-forwarded-for" in request.headers:
@@ -118,6 +118,11 @@ def address_of(request: Request, settings: Settings) -> str:
     if hops:
         said = [part.strip() for line in request.headers.getlist("x-forwarded-for") for part in line.split(",")]
         peer = said[-hops] if len(said) >= hops else peer
+    return network_of(peer)
+
+
+def network_of(peer: str) -> str:
+    """What counts as one address: an address, or a network of IPv6; "unknown" for what is neither."""
     try:
         found = ip_address(_without_port(peer))
     except ValueError:

@@ -365,7 +365,7 @@ def _end_with_parent(parent: int) -> None:
 def main() -> int:
     """Serve the app that started this process."""
     # A terminal and systemd send these to all processes at once: the app ends its runs first, and then its socket
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
