@@ -19,6 +19,8 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 _CANNOT_RUN = 126
 _start = subprocess.Popen.__init__
+# Tests put something else in its place
+_PYTHON = sys.executable
 
 
 def leave_no_orphans() -> None:
@@ -34,7 +36,7 @@ def leave_no_orphans() -> None:
 
 def ending_with_us(command: Sequence[Any], how: signal.Signals = signal.SIGKILL, user: str = "") -> list[Any]:
     """What to start in place of `command` for that it gets the signal when this process dies."""
-    return [sys.executable, "-I", "-S", __file__, str(how.value), str(os.getpid()), user, *command]
+    return [_PYTHON, "-I", "-S", __file__, str(how.value), str(os.getpid()), user, *command]
 
 
 def _is_one_program(command: list[Any], more: tuple[Any, ...], options: dict[str, Any]) -> bool:
