@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,124 +16,25 @@ import pytest
 
 from app.config import Settings
 from app.engine import process as process_module
-from app.engine.base import Delta, EngineStatus, Finished, Message, Request, Sampling
+from app.engine.base import EngineStatus, Request, Sampling
 from app.engine.host import hosting
 from app.engine.host import worker as worker_module
 from app.engine.host.worker import Worker
 from app.engine.model import demo, loading
 from app.engine.process import EngineProcess
 from app.engine.wire import EXIT_GPU_LOST
+from tests.engine import light_worker
+from tests.engine.talking import Talk, is_alive, program, talk
 from tests.engine.tiny import pretend_gpu, save_tiny
 from tests.scripted import PROFILE
 
-Body = Callable[["Talk"], Awaitable[None]]
-
-
-class Talk:
-    """An engine process and everything it said."""
-
-    def __init__(self, engine: EngineProcess) -> None:
-        self.engine = engine
-        self.statuses: list[EngineStatus] = []
-        self.deltas: list[Delta] = []
-        self.finished: dict[str, Finished] = {}
-        self._changed = asyncio.Event()
-
-    async def listen(self) -> None:
-        async for batch in self.engine.events():
-            for event in batch:
-                if isinstance(event, EngineStatus):
-                    self.statuses.append(event)
-                elif isinstance(event, Delta):
-                    self.deltas.append(event)
-                else:
-                    self.finished[event.request_id] = event
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
-            await self._changed.wait()
-
-    async def ready(self) -> None:
-        seen = len(self.statuses)
-        await self.until(lambda: self.engine.status.state in ("ready", "failed") and len(self.statuses) >= seen)
-        assert self.engine.status.state == "ready", self.engine.status
-
-    def add(self, name: str, tokens: int) -> None:
-        self.engine.add(Request(name, (40, 41, 42), Sampling(seed=1), (257,), tokens))
-
-
-def talk(settings: Settings, body: Body) -> None:
-    async def main() -> None:
-        engine = EngineProcess(settings)
-        there = Talk(engine)
-        async with asyncio.timeout(120):
-            await engine.start()
-            listening = asyncio.create_task(there.listen())
-            try:
-                await body(there)
-            finally:
-                pid = engine.pid
-                await engine.close()
-                await listening
-            assert pid is None or not _is_alive(pid)
-
-    asyncio.run(main())
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
 
 @pytest.fixture
-def tiny(settings: Settings, tmp_path: Path) -> Settings:
-    folder = save_tiny(tmp_path / "tiny-model")
-    return settings.model_copy(update={"model": str(folder)})
-
-
-def test_it_loads_tells_its_profile_encodes_writes_cancels_and_survives_kill_9(tiny: Settings) -> None:
-    async def body(there: Talk) -> None:
-        await there.ready()
-        assert [status.stage for status in there.statuses][:2] == ["Starting torch", "Loading the tokenizer"]
-        profile = there.engine.profile
-        assert profile is not None
-        assert (profile.context_window, profile.reasoning.kind) == (512, "close_token")
-        assert 257 in profile.stop_ids
-        ids = await there.engine.prompt([Message("user", "a</think>b")])
-        assert profile.reasoning.close_id not in ids
-        assert profile.reasoning.close_id in await there.engine.encode("</think>")
-        there.add("one", 50)
-        await there.until(lambda: "one" in there.finished)
-        assert there.finished["one"].reason in ("length", "stop")
-        assert sum(len(delta.token_ids) for delta in there.deltas) == there.finished["one"].usage.completion_tokens
-
-        seen = len(there.deltas)
-        there.add("long", 480)
-        await there.until(lambda: len(there.deltas) > seen)
-        there.engine.cancel("long")
-        await there.until(lambda: "long" in there.finished)
-        assert there.finished["long"].reason in ("cancelled", "length", "stop")
-
-        there.add("two", 400)
-        there.add("three", 400)
-        pid = there.engine.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await there.until(lambda: {"two", "three"} <= there.finished.keys())
-        assert there.finished["two"].reason in ("failed", "length", "stop")
-        assert there.finished["three"].reason == "failed"
-        assert "try again" in there.finished["three"].problem
-        await there.until(lambda: there.engine.status.state == "ready" and there.engine.pid not in (None, pid))
-        there.add("four", 5)
-        await there.until(lambda: "four" in there.finished)
-        assert there.finished["four"].reason in ("length", "stop")
-
-    talk(tiny, body)
+def light(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings for a process without torch and a model."""
+    code = Path(light_worker.__file__).read_text()
+    monkeypatch.setattr(process_module.sys, "executable", program(tmp_path, code))
+    return settings.model_copy(update={"model": "light"})
 
 
 def test_a_missing_folder_is_said_before_torch_is_imported_and_not_tried_again(settings: Settings) -> None:
@@ -226,16 +127,16 @@ def test_a_process_that_keeps_dying_is_given_up(
 
 
 def test_a_temp_folder_with_a_long_name_is_not_used_for_the_socket(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    light: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
     (tmp_path / ("long" * 30)).mkdir()
 
     async def body(there: Talk) -> None:
-        await there.until(lambda: bool(there.statuses))
-        assert there.statuses[0].stage == "Starting torch"
+        await there.ready()
+        assert len(os.fsencode(str(tmp_path / ("long" * 30)))) > 108
 
-    talk(settings, body)
+    talk(light, body)
 
 
 def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +148,7 @@ def test_a_folder_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: pytest
     assert process_module._absolute("Qwen/QwQ-32B") == "Qwen/QwQ-32B"
 
 
-def test_a_process_that_hangs_is_ended_and_started_again(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_hangs_is_ended_and_started_again(light: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "_GOODBYE_S", 0.1)
 
     async def body(there: Talk) -> None:
@@ -261,95 +162,26 @@ def test_a_process_that_hangs_is_ended_and_started_again(tiny: Settings, monkeyp
         there.add("hangs", 480)
         os.kill(pid, signal.SIGSTOP)
         await there.until(lambda: "hangs" in there.finished)
-        assert there.finished["hangs"].reason in ("failed", "length", "stop")
-        await there.until(lambda: there.engine.status.state == "starting" and not _is_alive(pid))
+        assert there.finished["hangs"].reason in ("failed", "length")
+        await there.until(lambda: there.engine.status.state == "ready" and not is_alive(pid))
+        assert (await there.written("next", 5)).reason == "length"
 
-    talk(tiny, body)
-
-
-# A worker whose fifth step never ends, or whose GPU is gone
-_BAD_WORKER = """#!{python}
-import os, sys, time
-sys.path.insert(0, {root!r})
-sys.argv = sys.argv[2:]
-from app.engine.batched.runner import Runner
-from app.engine.wire import EXIT_GPU_LOST
-from app.engine.host.worker import main
-decode, calls = Runner.decode, [0]
-
-def bad(self, rows):
-    calls[0] += 1
-    if rows == 1 and calls[0] % 40 == 39:
-        if {hangs}:
-            time.sleep(1000)
-        os._exit(EXIT_GPU_LOST)
-    return decode(self, rows)
-
-Runner.decode = bad
-sys.exit(main())
-"""
+    talk(light, body)
 
 
-@pytest.mark.parametrize(("hangs", "how"), [(True, "the model hung"), (False, "the GPU failed")])
-def test_a_step_that_hangs_or_loses_the_gpu_ends_that_process_and_is_told_in_words(
-    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool, how: str
-) -> None:
-    program = tmp_path / "worker"
-    root = str(Path(__file__).parents[2])
-    program.write_text(_BAD_WORKER.format(python=sys.executable, root=root, hangs=hangs))
-    program.chmod(0o700)
-    monkeypatch.setattr(process_module.sys, "executable", str(program))
-
+def test_a_process_that_loses_its_gpu_is_told_in_words_and_followed_by_another(light: Settings) -> None:
     async def body(there: Talk) -> None:
-        there.engine._silence_s = 4.0
         await there.ready()
         pid = there.engine.pid
-        there.add("hangs", 480)
-        await there.until(lambda: "hangs" in there.finished)
+        lost = await there.written(light_worker.LOSES_THE_GPU, 480)
         assert there.deltas
-        assert there.finished["hangs"].reason == "failed"
-        assert how in there.finished["hangs"].problem
-        assert "text so far is kept" in there.finished["hangs"].problem
-        if not hangs:
-            return
+        assert lost.reason == "failed"
+        assert "the GPU failed" in lost.problem
+        assert "text so far is kept" in lost.problem
         await there.until(lambda: there.engine.status.state == "ready" and there.engine.pid not in (None, pid))
-        there.add("next", 5)
-        await there.until(lambda: "next" in there.finished)
-        assert there.finished["next"].reason in ("length", "stop")
+        assert (await there.written("next", 5)).reason == "length"
 
-    talk(tiny.model_copy(update={"engine": "batched"}), body)
-
-
-# A worker that ends while it prepares to write for many, as a kernel that kills its process would have it
-_DYING_WORKER = """#!{python}
-import os, sys, time
-sys.path.insert(0, {root!r})
-sys.argv = sys.argv[2:]
-from app.engine.batched import start
-from app.engine.host import hosting, worker
-start.make_ready = lambda *_: (time.sleep(1), os._exit(70))
-if "careful" not in sys.argv:
-    hosting.why_not_batched = lambda *_: ""
-sys.exit(worker.main())
-"""
-
-
-def test_a_process_that_dies_while_it_prepares_for_many_is_followed_by_one_that_writes_for_one(
-    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = tmp_path / "worker"
-    program.write_text(_DYING_WORKER.format(python=sys.executable, root=str(Path(__file__).parents[2])))
-    program.chmod(0o700)
-    monkeypatch.setattr(process_module.sys, "executable", str(program))
-
-    async def body(there: Talk) -> None:
-        await there.ready()
-        assert "the process before this one ended while it prepared" in there.engine.status.way
-        there.add("next", 5)
-        await there.until(lambda: "next" in there.finished)
-        assert there.finished["next"].reason in ("length", "stop")
-
-    talk(tiny, body)
+    talk(light, body)
 
 
 def test_only_a_trial_that_ended_its_process_is_not_made_again_at_once(
@@ -375,28 +207,8 @@ def test_only_a_trial_that_ended_its_process_is_not_made_again_at_once(
     assert careful == [False, False, True, False, True]
 
 
-def test_without_a_gpu_it_writes_for_one_and_does_not_end_before_its_app(tiny: Settings) -> None:
-    """A terminal and systemd send their signals to all processes at once."""
-
-    async def body(there: Talk) -> None:
-        await there.ready()
-        profile, pid = there.engine.profile, there.engine.pid
-        assert profile is not None
-        assert pid is not None
-        assert profile.slots == 1
-        assert "no CUDA GPU" in there.engine.status.way
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(pid, number)
-        there.add("next", 5)
-        await there.until(lambda: "next" in there.finished)
-        assert there.finished["next"].reason in ("length", "stop")
-        assert there.engine.pid == pid
-
-    talk(tiny, body)
-
-
 def test_a_process_that_cannot_be_killed_leaves_no_request_waiting(
-    tiny: Settings, monkeypatch: pytest.MonkeyPatch
+    light: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_module, "_GOODBYE_S", 0.1)
     monkeypatch.setattr(process_module, "_KILLED_S", 0.1)
@@ -423,7 +235,7 @@ def test_a_process_that_cannot_be_killed_leaves_no_request_waiting(
         os.kill(pid, signal.SIGKILL)
         await process.wait()
 
-    talk(tiny, body)
+    talk(light, body)
 
 
 def test_what_auto_was_at_the_first_start_it_stays(settings: Settings) -> None:
@@ -436,25 +248,6 @@ def test_what_auto_was_at_the_first_start_it_stays(settings: Settings) -> None:
 def test_cs_own_exit_ends_a_process_as_one_that_lost_its_gpu() -> None:
     script = "import ctypes; from app.engine.host.worker import _end_as_lost; _end_as_lost(); ctypes.CDLL(None).exit(1)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == EXIT_GPU_LOST
-
-
-def test_many_are_written_at_once_by_the_batched_engine_and_the_way_is_told(tiny: Settings) -> None:
-    async def body(there: Talk) -> None:
-        await there.ready()
-        profile = there.engine.profile
-        assert profile is not None
-        assert (profile.slots, profile.context_window) == (64, 512)
-        assert "64 at once" in there.engine.status.way
-        assert "eager steps" in there.engine.status.way
-        for number in range(10):
-            there.add(f"r{number}", 40)
-        await there.until(lambda: len(there.finished) == 10)
-        assert {one.reason for one in there.finished.values()} <= {"length", "stop"}
-        assert all(len(delta.logprobs) == len(delta.token_ids) for delta in there.deltas)
-        first = [delta.request_id for delta in there.deltas]
-        assert first.index("r9") < len(first) - 1 - first[::-1].index("r0")
-
-    talk(tiny.model_copy(update={"engine": "batched"}), body)
 
 
 _APP = """
