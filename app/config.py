@@ -22,6 +22,7 @@ _KNOWN_PROVIDERS = {
     "github": ("https://github.com", "GitHub"),
     "huggingface": ("https://huggingface.co", "Hugging Face"),
 }
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
 _PROVIDER_KEY = re.compile(r"PONDER_OIDC_([A-Z0-9]+)_(ISSUER|CLIENT_ID|CLIENT_SECRET|LABEL)")
 
 
@@ -108,7 +109,8 @@ class Settings(BaseSettings):
     @classmethod
     def _is_an_origin(cls, value: str) -> str:
         parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/")):
+        is_whole = parts.scheme in ("http", "https") and host_of(parts.netloc) and "@" not in parts.netloc
+        if value and (not is_whole or parts.path.strip("/")):
             raise ValueError("use an address like https://ponder.example, without a path")
         # As a browser writes it, to be compared with what browsers send
         default_port = {"http": 80, "https": 443}.get(parts.scheme)
@@ -163,22 +165,32 @@ class Settings(BaseSettings):
         return tuple(self.framed_by.split())
 
 
+def host_of(authority: str) -> str:
+    """The host of a `Host` header or of an address, in small letters and without brackets and port; "" if it is none.
+
+    `urlsplit` takes `[::1].evil.example` for `::1`.
+    """
+    found = _AUTHORITY.fullmatch(authority.rpartition("@")[2])
+    return (found[1] or found[2]).lower() if found else ""
+
+
 def is_safe_address(address: str) -> bool:
     """Whether it is an https address, or an http one of this very machine."""
     try:
         parts = urlsplit(address)
-        host = parts.hostname or ""
     except ValueError:
         return False
+    host = host_of(parts.netloc)
     return (parts.scheme == "https" and bool(host)) or (parts.scheme == "http" and is_loopback(host))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself."""
+    """Whether a host, as `host_of` gives it, is this machine itself."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        found = ip_address(host)
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+    return found.is_loopback and getattr(found, "scope_id", None) is None
 
 
 def read_settings(**overrides: object) -> Settings:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.config import Settings, is_loopback
+from app.config import Settings, host_of, is_loopback
 from app.errors import Forbidden, HeadersTooLarge, InternalError, NotFound, PonderError, TextTooLarge, UnknownHost
 
 _POLICY = [
@@ -51,13 +51,21 @@ MOST_IMPORT_BYTES = 200 * 1024 * 1024
 _IMPORT_PATH = "/api/me/import"
 # Without handlers Gradio's page needs neither its queue nor its heartbeat, which would hold a connection open
 _OPEN_PATHS = re.compile(
-    r"/(?:$|api/|auth/|ponder/|privacy$|healthz$|readyz$|config$|theme\.css$|assets/|static/|favicon\.ico$|gradio_api/info$)"
+    r"/(?:(?:api|auth|ponder|assets|static)/.*|privacy|healthz|readyz|config|theme\.css|favicon\.ico|gradio_api/info)?"
 )
-_WRITABLE_PATHS = re.compile(r"/(?:api|auth)/")
+_WRITABLE_PATHS = re.compile(r"/(?:api|auth)/.*")
 # No file's name is longer, and the operating system's word for that is an error
 _LONGEST_NAME = 200
-# What is one person's, or says who they are
-_PRIVATE_PATHS = re.compile(r"/(?:$|api/|auth/)")
+# In no address of ours; a line's end would pass for the end of the address
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# What is one person's, or says who they are or where we are
+_PRIVATE_PATHS = re.compile(r"/(?:(?:api|auth)/.*|config|gradio_api/info)?")
+# Gradio makes its own address of them, whoever wrote them; X-Forwarded-For is ours to read (app/routes/access.py)
+_FORWARDED = frozenset(
+    {b"forwarded", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-server"}
+    | {b"x-forwarded-proto", b"x-forwarded-scheme", b"x-forwarded-ssl", b"x-gradio-server", b"x-gradio-user"}
+    | {b"x-original-host", b"x-original-url", b"x-rewrite-url", b"x-host", b"x-script-name"}
+)
 # Asked by machines under whatever name they know us by; they tell nothing
 _ANY_HOST_PATHS = frozenset({"/healthz", "/readyz"})
 
@@ -91,6 +99,7 @@ class Guards:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        scope["headers"] = self._without_forwarded(scope["headers"])
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
         target: ASGIApp = error_response(refusal) if refusal else self._app
@@ -108,7 +117,7 @@ class Guards:
                     found[name] = value
                 is_scriptless = scope["path"] in _SCRIPTLESS_PATHS
                 found["Content-Security-Policy"] = self._scriptless_policy if is_scriptless else self._policy
-                if _PRIVATE_PATHS.match(scope["path"]) and "no-store" not in found.get("cache-control", ""):
+                if _PRIVATE_PATHS.fullmatch(scope["path"]) and "no-store" not in found.get("cache-control", ""):
                     found["Cache-Control"] = "no-store"
                 # Gradio answers any origin that asks; nobody but our own page has business here
                 for name in list(found.keys()):
@@ -132,15 +141,15 @@ class Guards:
                 "This server does not know the name it was called by. "
                 "Whoever runs it sets PONDER_BASE_URL to its address."
             )
-        if not _OPEN_PATHS.match(scope["path"]):
+        if _UNSEEN.search(scope["path"]) or not _OPEN_PATHS.fullmatch(scope["path"]):
             return NotFound("There is nothing at this address.")
-        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+        if b"%00" in scope["query_string"]:
             return NotFound("There is nothing at this address.")
         if any(len(part) > _LONGEST_NAME for part in scope["path"].split("/")):
             return NotFound("There is nothing at this address.")
         if scope["method"] not in _SAFE_METHODS and not self._is_own_page(scope, headers):
             return Forbidden("This request comes from another site. Use Ponder's own page.")
-        if scope["method"] not in _SAFE_METHODS and not _WRITABLE_PATHS.match(scope["path"]):
+        if scope["method"] not in _SAFE_METHODS and not _WRITABLE_PATHS.fullmatch(scope["path"]):
             return NotFound("There is nothing at this address.")
         length = headers.get("content-length", "0")
         is_import = scope["path"] == _IMPORT_PATH and scope["method"] == "POST"
@@ -149,12 +158,20 @@ class Guards:
             return too_large(is_import=is_import)
         return None
 
+    def _without_forwarded(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """What others say about our address is dropped: the settings say it, and of a trusted proxy only http or https
+        is believed."""
+        kept = [(name, value) for name, value in headers if name not in _FORWARDED]
+        said = [value for name, value in headers if name == b"x-forwarded-proto"]
+        if self._base_origin:
+            kept.append((b"x-forwarded-proto", self._base_origin.partition(":")[0].encode()))
+        elif self._settings.trusted_proxies and said in ([b"http"], [b"https"]):
+            kept.append((b"x-forwarded-proto", said[0]))
+        return kept
+
     def _is_own_host(self, host: str) -> bool:
         """The name in the settings and this machine; without one, any number too: only names can be rebound."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-        except ValueError:
-            return False
+        name = host_of(host) if "@" not in host else ""
         if is_loopback(name) or (name and name == self._base_host):
             return True
         if self._base_host:

@@ -80,9 +80,12 @@ async def start(
 async def login(
     provider: str, request: Request, caller: CallerIfAny, serving: Serving, known: Known, next: str = "/"
 ) -> Response:
-    """The same as a link. From another site, or at another name of ours, it only opens the sign-in dialog."""
+    """The same as a link. From another site, or at another name of ours, it only opens the sign-in dialog.
+
+    Old browsers, and all of them over http in a home's network, do not say where a link stood; it may be another site.
+    """
     known.get(provider)
-    site = request.headers.get("sec-fetch-site", "none")
+    site = request.headers.get("sec-fetch-site", "")
     if site not in ("same-origin", "none") or not _is_at_home(request, serving.settings):
         return _to(f"{serving.settings.public_url}/#/sign-in")
     try:

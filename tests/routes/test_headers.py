@@ -402,7 +402,7 @@ def test_the_cookie_of_a_sign_in_under_way_is_as_closed_as_it_can_be(plain: Serv
         (public, "__Secure-ponder-auth", {"path": "/auth", "httponly": "", "samesite": "lax", "secure": ""}),
     ):
         host = urlsplit(base_of(served)).netloc
-        response = served.ask("GET", "/auth/github/login", headers={"Host": host})
+        response = served.ask("GET", "/auth/github/login", headers={"Host": host, "Sec-Fetch-Site": "none"})
         assert urlsplit(response.headers["location"]).netloc == "github.com"
         found = cookies_of(response)[name]
         assert int(found.pop("max-age")) <= 600
@@ -452,7 +452,7 @@ def check_headers(served: Served, path: str, headers: Any) -> None:
     assert headers["referrer-policy"] == "no-referrer", path
     assert headers["cross-origin-opener-policy"] == "same-origin", path
     assert ("strict-transport-security" in headers) is bool(served.host), path
-    if path == "/" or path.startswith(("/api/", "/auth/")):
+    if path in ("/", "/config", "/gradio_api/info") or path.startswith(("/api/", "/auth/")):
         assert "no-store" in headers["cache-control"], path
 
 
@@ -559,6 +559,13 @@ def test_there_is_no_upload_no_documentation_and_none_of_gradios_extras(served: 
         assert response.status_code in (404, 405), f"{method} {path}"
 
 
+def test_a_link_that_does_not_say_where_it_stood_starts_no_signing_in(plain: Served) -> None:
+    """Browsers say nothing over http but on one's own machine."""
+    response = plain.ask("GET", "/auth/github/login")
+    assert (response.status_code, response.headers["location"]) == (303, f"{base_of(plain)}/#/sign-in")
+    assert "set-cookie" not in response.headers
+
+
 # Names of the host
 
 
@@ -606,6 +613,18 @@ FOREIGN = [
     "0177.0.0.1.example",
     "[::1",
     "[elsewhere.example]",
+    "[::1].elsewhere.example",
+    "[::1]elsewhere.example",
+    "[::1]:80.elsewhere.example",
+    "[::1%25elsewhere.example]",
+    "[::ffff:127.0.0.1%25elsewhere.example]",
+    "[::ffff:127.0.0.1].elsewhere.example",
+    "127.0.0.1:80@elsewhere.example",
+    "elsewhere.example@127.0.0.1",
+    "127.0.0.1, elsewhere.example",
+    "127.0.0.1 elsewhere.example",
+    "localhost:80:elsewhere.example",
+    "loc\xd0\xb0lhost",
     "",
     " ",
     "a" * 5000,
@@ -649,6 +668,66 @@ def test_without_a_base_url_numbers_and_this_machine_are_taken(plain: Served, ho
 def test_without_a_base_url_a_number_in_the_request_is_not_where_a_provider_sends_back_to(plain: Served) -> None:
     response = plain.ask("POST", "/auth/github/start", json={}, headers={**PAGE, "Host": "203.0.113.5"})
     assert response.json()["location"] == f"{base_of(plain)}/#/sign-in"
+
+
+FORGED = {
+    "X-Forwarded-Host": "elsewhere.example",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Port": "81",
+    "X-Forwarded-Prefix": "/elsewhere",
+    "X-Forwarded-Server": "elsewhere.example",
+    "X-Gradio-Server": "http://elsewhere.example",
+    "Forwarded": "host=elsewhere.example;proto=https",
+    "X-Original-Host": "elsewhere.example",
+    "X-Host": "elsewhere.example",
+}
+
+
+@pytest.mark.parametrize("forged", [*({name: value} for name, value in FORGED.items()), FORGED])
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/theme.css"])
+def test_no_header_gets_into_what_gradio_says_of_our_address(served: Served, path: str, forged: dict[str, str]) -> None:
+    plainly = served.ask("GET", path)
+    assert served.ask("GET", path, headers=forged).text == plainly.text
+    root = re.search(r'"root":\s*"([^"]*)"', plainly.text)
+    assert root is None or root[1] == (BASE if served.host else served.live.url)
+
+
+@pytest.mark.parametrize(
+    ("said", "scheme"), [("https", "https"), ("http", "http"), ("https, http", "http"), ("gopher", "http")]
+)
+def test_of_a_trusted_proxy_http_or_https_is_believed_and_nothing_else(
+    serve: Callable[..., Served], said: str, scheme: str
+) -> None:
+    behind = _behind_a_proxy(serve)
+    more = {"X-Forwarded-Proto": said, "X-Forwarded-Host": "elsewhere.example", "X-Gradio-Server": "http://e.example"}
+    root = behind.ask("GET", "/config", headers=more).json()["root"]
+    assert root == behind.live.url.replace("http", scheme, 1)
+
+
+def _behind_a_proxy(serve: Callable[..., Served], kept: list[Served] = []) -> Served:  # noqa: B006  one for all
+    if not kept:
+        kept.append(serve(trusted_proxies=1))
+    return kept[0]
+
+
+UNSEEN = ["%0a", "%0d", "%0d%0a", "%00", "%09", "%0b", "%0c", "%1f", "%7f", "%c2%85", "%e2%80%a8", "%e2%80%a9"]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/config", "/privacy", "/healthz", "/readyz", "/theme.css", "/favicon.ico", "/gradio_api/info", "/api/me",
+     "/auth/github/login", "/ponder/ponder.css", "/static/img/logo.svg", "/assets/index.js"],
+)  # fmt: skip
+def test_what_nobody_sees_in_an_address_leads_nowhere(
+    plain: Served, caplog: pytest.LogCaptureFixture, path: str, unseen: str
+) -> None:
+    for written in (path + unseen, unseen + path, path[:2] + unseen + path[2:]):
+        status, headers, body = raw_get(plain, "/" * (not written.startswith("/")) + written)
+        assert status == 404, written
+        assert json.loads(body)["error"]["code"] == "not_found"
+        assert "script-src" in policy_of(headers)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(
