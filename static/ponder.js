@@ -7,8 +7,10 @@ import { api } from "./js/api.js";
 import { Attendant } from "./js/attendant.js";
 import { arrows, questionView, siblingsOf } from "./js/branches.js";
 import { Composer } from "./js/composer.js";
-import { copyText, drawn, element, flash, iconButton, isNarrow, isPhone } from "./js/dom.js";
+import { copyText, drawn, element, flash, iconButton, isNarrow } from "./js/dom.js";
+import { carried, carry } from "./js/drafts.js";
 import { Drawer } from "./js/drawer.js";
+import { focusOn, hasTouchKeyboard, isLost, rest, restAt, watchFocus } from "./js/focus.js";
 import { Follow } from "./js/follow.js";
 import { me } from "./js/me.js";
 import { Panel } from "./js/panel.js";
@@ -36,18 +38,28 @@ class Page {
     await isMeRead;
     await loadTexts(me.settings.language);
     /** Unsent text by conversation id; null is the new chat, TEMPORARY the new temporary one. */
-    this.drafts = new Map();
+    const { drafts = [], under = "", edited = null } = carried();
+    this.drafts = new Map(drafts);
+    /** What a dialog's address was opened over, and what was being edited there, before the page reloaded itself. */
+    Object.assign(this, { under, edited });
     this.shownId = null;
     /** Counts what is shown: an answer to a request of an earlier visit comes too late. */
     this.visit = 0;
     this.answers = [];
     this.build(parts);
     this.bind();
-    this.watch = new ModelWatch({ onModel: (model) => this.onModel(model), onUnreachable: () => this.list.card.showUnreachable() });
+    this.watch = new ModelWatch({
+      onModel: (model) => this.onModel(model),
+      onUnreachable: () => this.list.card.showUnreachable(),
+      onBack: () => this.onServerBack(),
+    });
     this.list.refresh();
     await this.route({ isFirst: true });
     if (me.person.was_signed_out) this.desk.onSignedOut();
     document.body.classList.add("ponder-ready");
+    // Before it is to be seen nothing can have the focus
+    if (isLost() && !hasTouchKeyboard()) rest();
+    watchFocus();
   }
 
   build(parts) {
@@ -59,11 +71,12 @@ class Page {
       changed: (item) => this.onChanged(item),
       deleted: (id) => this.onDeleted(id),
       restored: (id) => this.onRestored(id),
-      problem: (error) => this.tell(error),
+      problem: (error) => this.onListProblem(error),
       read: () => this.showTitle(),
       reveal: () => isNarrow() && this.drawer.toggle(true),
     });
     this.newChat.textContent = TEXT.newChat;
+    document.body.prepend(element("a", { className: "skip", href: "#question", text: TEXT.skip, onclick: (event) => this.skip(event) }));
     this.drawer = new Drawer(this.shell, this.newChat, [this.chat, parts.reasoning]);
     this.panelToggle = iconButton("panel", TEXT.reasoningPanel, () => this.togglePanel(), {
       className: "icon-button toggle-panel",
@@ -81,6 +94,7 @@ class Page {
     this.composer = new Composer(parts.composer, parts, {
       onSend: () => this.sending.submit(),
       onStop: () => this.attendant.stop(),
+      onTryAgain: () => this.watch.read(),
       announcer: this.announcer,
       pill: this.follow.pill,
     });
@@ -88,13 +102,26 @@ class Page {
     this.sending = new Sending(this);
     this.versions = new Versions(this);
     this.desk = new Desk(parts.sidebar, this);
+    restAt(() => this.restingPlace());
+  }
+
+  /** Where the focus goes when what had it is gone. */
+  restingPlace() {
+    if (this.drawer.isOpen) return this.newChat;
+    if (this.adminView) return this.topbar.heading;
+    return hasTouchKeyboard() ? (this.answers.at(-1)?.root ?? this.topbar.heading) : this.composer.input;
+  }
+
+  skip(event) {
+    event.preventDefault();
+    focusOn(this.adminView ? this.topbar.heading : this.composer.input);
   }
 
   bind() {
     this.newChat.addEventListener("click", () => this.go(null));
     window.addEventListener("hashchange", () => this.route());
     window.addEventListener("beforeunload", (event) => {
-      if (this.hasText()) event.preventDefault();
+      if (this.hasText() && !this.isReloading) event.preventDefault();
     });
     document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.onEscape());
     document.addEventListener("click", (event) => this.onCopyCode(event));
@@ -107,6 +134,7 @@ class Page {
     if (this.isComingBack) return;
     this.isComingBack = true;
     this.desk.onVisible();
+    this.watch.read();
     await this.list.refresh();
     this.isComingBack = false;
     const listed = this.list.list.find(this.conversation?.id);
@@ -120,20 +148,61 @@ class Page {
 
   onModel(model) {
     this.list.card.show(model);
+    if (model.state === "ready") this.composer.forgive("model_unavailable");
     this.composer.showModel(model);
     this.welcome?.showModel(model);
     if (!me.isKnown) me.read();
   }
 
   /** What went wrong, above the composer; that the session has ended is said in the middle already. */
-  tell(error) {
-    if (error.code !== "signed_out") this.composer.alert(error.message ?? String(error));
+  tell(error, more = "") {
+    if (error.code === "signed_out") return;
+    if (error.code === "model_unavailable") {
+      this.tellModel();
+      return;
+    }
+    if (error.code === "unreachable") this.watch.read();
+    this.composer.alert([error.message ?? String(error), more].filter(Boolean).join(" "), error.code);
+  }
+
+  /** What is wrong with the model is said in one place, and once more to those who ask all the same. */
+  async tellModel() {
+    await this.watch.read();
+    if (!this.composer.repeatModelProblem()) this.composer.alert(TEXT.modelFailed, "model_unavailable");
+  }
+
+  /** That the server cannot be reached is said at the model's card, and nobody has asked for the list. */
+  onListProblem(error) {
+    if (error.code === "unreachable") this.watch.read();
+    else this.tell(error);
+  }
+
+  onServerBack() {
+    this.composer.forgive("unreachable");
+    this.list.refresh();
+    if (this.isNotLoaded) this.openConversation(this.shownId);
   }
 
   // The person
 
   hasText() {
-    return Boolean(this.composer.text.trim() || this.drafts.size);
+    return Boolean(this.composer.text.trim() || this.drafts.size || this.beingEdited);
+  }
+
+  /** The message whose text is being changed, with the text so far. */
+  get beingEdited() {
+    const area = this.messages.querySelector(".editor textarea");
+    return area && area.value !== area.defaultValue ? { id: area.closest("[data-id]").dataset.id, text: area.value } : null;
+  }
+
+  /** Load the page anew with everything that is unsent; false where the browser keeps nothing over a reload. */
+  reload() {
+    const drafts = new Map(this.drafts);
+    if (this.composer.text.trim()) drafts.set(this.shownId, this.composer.text);
+    if (this.hasText() && !carry({ drafts: [...drafts], under: this.address, edited: this.beingEdited })) return false;
+    this.isReloading = true;
+    location.reload();
+    return true;
   }
 
   forgetText() {
@@ -191,9 +260,10 @@ class Page {
 
   /** `isFirst`: the page has just been opened; `isForced`: show it anew; `onMissing` is for a chat that is not there. */
   async route({ isFirst = false, isForced = false, onMissing } = {}) {
-    const place = placeOf(location.hash);
-    this.desk.follow(place, { isFirst });
-    if (isDialog(place) && !isFirst) return;
+    const asked = placeOf(location.hash);
+    this.desk.follow(asked, { isFirst });
+    if (isDialog(asked) && !isFirst) return;
+    const place = isDialog(asked) ? placeOf(this.under) : asked;
     const id = place.kind === "chat" ? place.id : null;
     if (id && id === this.conversation?.id && !isForced) return;
     this.leave();
@@ -203,7 +273,8 @@ class Page {
     this.composer.alert("");
     this.composer.text = this.drafts.get(this.shownId) ?? "";
     this.drafts.delete(this.shownId);
-    if (!isPhone()) this.composer.input.focus();
+    // Who has just deleted what was shown may want it back
+    if (!isFirst && !document.activeElement?.closest(".ponder-toasts")) rest();
     if (id) await this.openConversation(id, { onMissing });
     else if (place.kind === "admin") this.showAdmin();
     else this.showMiddle(this.newWelcome());
@@ -229,6 +300,7 @@ class Page {
   leave() {
     if (this.composer.text.trim()) this.drafts.set(this.shownId, this.composer.text);
     this.visit += 1;
+    this.isNotLoaded = false;
     this.adminView?.close();
     this.adminView = null;
     this.shell.classList.remove("at-admin");
@@ -252,8 +324,14 @@ class Page {
     } catch (error) {
       if (this.visit !== visit) return;
       if (error.code === "not_found") onMissing();
-      else this.showMiddle(absence(TEXT.notLoaded, error.message, [TEXT.tryAgain, () => this.route()]));
+      else this.showNotLoaded(id, error);
     }
+  }
+
+  showNotLoaded(id, error) {
+    this.showMiddle(absence(TEXT.notLoaded, error.message, [TEXT.tryAgain, () => this.openConversation(id)]));
+    this.isNotLoaded = true;
+    if (error.code === "unreachable") this.watch?.read();
   }
 
   showMissing() {
@@ -269,6 +347,8 @@ class Page {
   /** Show a conversation as the server has it, from its first message on. */
   showConversation(conversation) {
     this.attendant.detach();
+    const hadFocus = this.messages.contains(document.activeElement);
+    this.isNotLoaded = false;
     this.conversation = conversation;
     this.answers = [];
     this.welcome = null;
@@ -280,7 +360,16 @@ class Page {
     this.showTemporary();
     this.follow.toEnd();
     this.attendant.attachLast();
+    if (hadFocus) rest();
+    this.editAgain();
     if (this.versions.hit) this.versions.showHit();
+  }
+
+  /** Go on with what was being edited before the page reloaded itself. */
+  editAgain() {
+    const { id, text } = this.edited ?? {};
+    this.edited = null;
+    if (id) this.versions.viewOf(id)?.dispatchEvent(new CustomEvent("edit", { detail: text }));
   }
 
   append(message) {
@@ -302,9 +391,12 @@ class Page {
 
   /** Something in place of messages. */
   showMiddle(shown) {
+    const hadFocus = this.messages.contains(document.activeElement);
     this.middle = shown;
+    this.isNotLoaded = false;
     this.messages.replaceChildren(shown);
     this.thread.scrollTop = 0;
+    if (hadFocus) focusOn(shown.querySelector("button") ?? this.restingPlace());
   }
 
   clearMiddle() {
@@ -315,7 +407,7 @@ class Page {
   newWelcome() {
     this.welcome = new Welcome((text) => {
       this.composer.text = text;
-      this.composer.input.focus();
+      focusOn(hasTouchKeyboard() ? this.composer.sendButton : this.composer.input);
     });
     if (this.watch?.model) this.welcome.showModel(this.watch.model);
     return this.welcome.root;

@@ -1,6 +1,7 @@
 // Attends the run of the last answer: joins its stream to the page, and finds it again when it is lost.
 
 import { api } from "./api.js";
+import { rest } from "./focus.js";
 import { LiveRun } from "./live.js";
 import { TEXT } from "./texts.js";
 import { isOpen } from "./thread.js";
@@ -47,6 +48,7 @@ export class Attendant {
     page.panel.makeRoom();
     page.announcer.textContent = done.state === "done" ? TEXT.ready : TEXT.ended;
     page.list.refresh();
+    if (done.state === "failed") page.watch.read();
     try {
       const conversation = await api.conversation(id);
       if (page.visit !== visit) return;
@@ -66,12 +68,8 @@ export class Attendant {
     answer.showRun(message.run, message.reasoning);
     const { panel } = this.page;
     if (panel.owner !== answer.id) return;
-    if (answer.reasoning) {
-      panel.setSummary(answer.reasoning);
-      return;
-    }
-    panel.clear();
-    panel.close();
+    if (answer.reasoning) panel.setSummary(answer.reasoning);
+    else panel.showNone();
   }
 
   /** The stream ended without a done, as after a restart of the server: read anew what there is, until it works. */
@@ -102,6 +100,7 @@ export class Attendant {
 
   async stop() {
     const { id } = this.live;
+    rest();
     this.page.composer.setBusy(true);
     await api.stop(id).catch((error) => this.page.tell(error));
     this.page.composer.setBusy(false);

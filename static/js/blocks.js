@@ -29,11 +29,6 @@ export class Blocks {
     this.schedule();
   }
 
-  note(text, { isBad = false } = {}) {
-    this.work.push(() => this.put(element("p", { className: isBad ? "note bad" : "note", text })));
-    this.schedule();
-  }
-
   reset(blocks = []) {
     this.work = [];
     this.nextTail = null;

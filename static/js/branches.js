@@ -1,6 +1,7 @@
 // Versions of a message side by side: arrows between them, and a question that is edited in its place.
 
-import { button, element, iconButton } from "./dom.js";
+import { button, element, iconButton, pause } from "./dom.js";
+import { rest } from "./focus.js";
 import { TEXT } from "./texts.js";
 
 /** The messages that stand at the same place, the oldest first. */
@@ -40,23 +41,28 @@ export function arrows(siblings, id, onShow) {
 /** A question in the chat; `onEdit` gets the new text and says whether it was taken. */
 export function questionView(message, siblings, { onEdit, onShow }) {
   const text = element("p", { text: message.text, dir: "auto" });
-  const edit = iconButton("pencil", TEXT.editQuestion, () => openEditor(), { className: "icon-button edit needs-idle" });
+  const edit = iconButton("pencil", TEXT.editQuestion, () => openEditor(message.text), { className: "icon-button edit needs-idle" });
   const tools = element("div", { className: "question-tools" }, arrows(siblings, message.id, onShow), edit);
   const root = element("article", { className: "question", "aria-label": TEXT.you, "data-id": message.id }, text, tools);
 
-  function openEditor() {
+  root.addEventListener("edit", ({ detail }) => openEditor(detail));
+
+  function openEditor(begun) {
     const area = element("textarea", { "aria-label": TEXT.editQuestion, rows: Math.min(10, message.text.split("\n").length + 1) });
-    area.value = message.text;
+    area.defaultValue = message.text;
+    area.value = begun;
     const leave = () => {
       root.classList.remove("edited");
       root.replaceChildren(text, tools);
       edit.focus();
+      // A run that has begun meanwhile has hidden it
+      if (document.activeElement !== edit) rest();
     };
     const send = async () => {
       if (!area.value.trim()) return;
-      agree.disabled = true;
+      pause(agree);
       await onEdit(area.value);
-      agree.disabled = false;
+      pause(agree, false);
     };
     const agree = button(TEXT.send, send, { className: "strong" });
     area.addEventListener("keydown", (event) => {

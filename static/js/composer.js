@@ -1,12 +1,13 @@
 // The composer: the text, how long to think, Send or Stop, and what there is to say right above them.
 
-import { element, icon } from "./dom.js";
+import { button, element, icon, pause } from "./dom.js";
+import { me } from "./me.js";
 import { TEXT } from "./texts.js";
 
 export class Composer {
   /** `input`, `effort` and `send` are Gradio's; `onSend` gets nothing and reads `text`. */
-  constructor(host, { input, effort, send }, { onSend, onStop, announcer, pill }) {
-    Object.assign(this, { host, input, effort, sendButton: send, onSend, onStop });
+  constructor(host, { input, effort, send }, { onSend, onStop, onTryAgain, announcer, pill }) {
+    Object.assign(this, { host, input, effort, sendButton: send, onSend, onStop, onTryAgain, announcer });
     this.isLive = false;
     this.notices = element("div", { className: "notices" });
     host.prepend(pill, this.notices);
@@ -50,7 +51,17 @@ export class Composer {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     event.stopImmediatePropagation();
-    if (!this.isLive) this.onSend();
+    if (this.isLive) this.holdBack();
+    else this.onSend();
+  }
+
+  /** Nothing can be sent while an answer is being written; said, as Enter would seem to be broken. */
+  holdBack() {
+    const sentence = this.text.trim() ? TEXT.stillAnsweringText : TEXT.stillAnswering;
+    this.held?.remove();
+    this.held = notice([sentence]);
+    this.notices.append(this.held);
+    this.announcer.textContent = sentence;
   }
 
   onClick(event) {
@@ -63,28 +74,45 @@ export class Composer {
   /** Send or Stop. */
   setLive(isLive) {
     this.isLive = isLive;
+    if (!isLive) this.held?.remove();
     const label = isLive ? TEXT.stop : TEXT.send;
     if (this.sendButton.textContent.trim() !== label) this.sendButton.textContent = label;
     this.sendButton.classList.toggle("stop", isLive);
   }
 
   setBusy(isBusy) {
-    this.sendButton.disabled = isBusy;
+    pause(this.sendButton, isBusy);
   }
 
-  /** What went wrong with the last thing the person did; "" takes it away. */
-  alert(message) {
+  /** What went wrong with the last thing the person did; "" takes it away. `code` says what it was. */
+  alert(message, code = "") {
     this.problem?.remove();
+    this.problemCode = code;
     this.problem = message ? notice([message], { isBad: true }) : null;
     if (this.problem) this.notices.append(this.problem);
   }
 
+  /** Say again what is wrong with the model; false where nothing is. */
+  repeatModelProblem() {
+    if (this.modelProblem) this.notices.prepend(this.modelProblem);
+    return Boolean(this.modelProblem);
+  }
+
+  /** What was wrong is over. */
+  forgive(code) {
+    if (this.problemCode === code) this.alert("");
+  }
+
   showModel({ state, problem, remedy, efforts }) {
-    const sentences = state === "failed" ? [problem, remedy] : [];
+    // What to do about it is for those who run the server, and nobody else can
+    const known = me.person.is_admin ? [problem, remedy].filter(Boolean) : [];
+    const sentences = state === "failed" ? (known.length ? known : [TEXT.modelFailed]) : [];
     // An alert that is put in anew at every poll would be read aloud at every poll
-    if (this.modelProblem?.textContent !== (sentences.join("") || undefined)) {
+    if ((this.modelSaid ?? "") !== sentences.join("")) {
       this.modelProblem?.remove();
+      this.modelSaid = sentences.join("");
       this.modelProblem = sentences.length ? notice(sentences, { isBad: true }) : null;
+      this.modelProblem?.append(button(TEXT.tryAgain, () => this.onTryAgain(), { className: "try-again" }));
       if (this.modelProblem) this.notices.prepend(this.modelProblem);
     }
     for (const { name, thinking_tokens: tokens } of efforts) {

@@ -16,6 +16,17 @@ export function button(text, onclick, options = {}) {
   return element("button", { type: "button", text, onclick, ...options });
 }
 
+/** A button that does nothing for now; with `disabled` it would lose the focus. */
+export const pause = (held, isPaused = true) => held.setAttribute("aria-disabled", String(isPaused));
+
+document.addEventListener("click", holdBack, true);
+
+function holdBack(event) {
+  if (!event.target.closest?.("button[aria-disabled='true']")) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+}
+
 const PATHS = {
   menu: "M4 6h16M4 12h16M4 18h16",
   close: "M6 6l12 12M18 6L6 18",

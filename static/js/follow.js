@@ -22,6 +22,7 @@ export class Follow {
         const { scrollTop, scrollHeight, clientHeight } = scroller;
         if (scrollHeight - scrollTop - clientHeight < NEAR_PX) this.set(true);
         else if (scrollTop < top - 4) this.set(false);
+        else this.showPill();
         top = scrollTop;
       },
       { passive: true },
@@ -36,17 +37,28 @@ export class Follow {
 
   set(isOn) {
     this.isOn = isOn && this.isAllowed;
-    this.pill.hidden = isOn;
+    this.showPill();
+  }
+
+  /** Only where there is something to scroll to. */
+  showPill() {
+    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+    this.pill.hidden = this.isOn || scrollHeight - scrollTop - clientHeight < NEAR_PX;
   }
 
   grown() {
-    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-    if (this.isOn) this.scroller.scrollTop = scrollHeight;
-    else if (!this.isAllowed) this.pill.hidden = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    if (this.isOn) this.scroller.scrollTop = this.scroller.scrollHeight;
+    else this.showPill();
   }
 
   toEnd() {
-    this.set(true);
     this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.set(true);
+  }
+
+  /** Read from the beginning. */
+  toStart() {
+    this.scroller.scrollTop = 0;
+    this.set(false);
   }
 }

@@ -20,7 +20,7 @@ export class LiveRun {
       state: (state) => this.onState(state),
       block: ({ channel, html }) => this.textOf(channel)?.block(html),
       tail: ({ channel, html }) => this.textOf(channel)?.showTail(html),
-      note: ({ text }) => this.textOf("reasoning")?.note(text),
+      note: ({ text }) => this.isInPanel && this.panel.note(text),
       resplit: () => this.reset([], []),
       snapshot: (snapshot) => this.onSnapshot(snapshot),
       progress: (progress) => this.onProgress(progress),
@@ -31,10 +31,14 @@ export class LiveRun {
     this.timer = setInterval(() => this.showProgress(), CLOCK_MS);
   }
 
+  get isInPanel() {
+    return this.panel.owner === this.answer.id;
+  }
+
   /** Where a channel's text goes; nowhere while the panel shows another message. */
   textOf(channel) {
     if (channel === "answer") return this.answer.blocks;
-    return this.panel.owner === this.answer.id ? this.panel.blocks : null;
+    return this.isInPanel ? this.panel.blocks : null;
   }
 
   reset(reasoning, answer) {
@@ -50,7 +54,7 @@ export class LiveRun {
   onSnapshot(snapshot) {
     this.onState(snapshot);
     this.reset(snapshot.reasoning.blocks, snapshot.answer.blocks);
-    for (const { text } of snapshot.notes) this.textOf("reasoning")?.note(text);
+    if (this.isInPanel) this.panel.showNotes(snapshot.notes);
     if (snapshot.progress) this.onProgress(snapshot.progress);
   }
 
@@ -75,7 +79,7 @@ export class LiveRun {
     const since = progress.thinking ? (performance.now() - this.progressAt) / 1000 : 0;
     this.answer.showProgress(progress, progress.thinking_s + since);
     if (!progress.thinking) this.panel.makeRoom();
-    if (this.panel.owner === this.answer.id) this.panel.setProgress(progress, progress.thinking_s + since);
+    if (this.isInPanel) this.panel.setProgress(progress, progress.thinking_s + since);
   }
 
   close() {

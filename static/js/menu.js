@@ -16,6 +16,7 @@ export function openMenu(opener, label, items) {
   const menu = element("div", { className: "ponder-menu", role: "menu", "aria-label": label }, ...buttons);
   const elsewhere = (event) => menu.contains(event.target) || opener.contains(event.target) || close();
   close = () => {
+    if (menu.contains(document.activeElement)) opener.focus();
     menu.remove();
     opener.setAttribute("aria-expanded", "false");
     document.removeEventListener("pointerdown", elsewhere, true);

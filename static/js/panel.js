@@ -2,10 +2,12 @@
 
 import { api } from "./api.js";
 import { Blocks } from "./blocks.js";
-import { button, element, Flag, iconButton, isPhone, seconds } from "./dom.js";
+import { button, element, Flag, iconButton, isPhone, pause, seconds } from "./dom.js";
+import { hasTouchKeyboard, isUsable, rest } from "./focus.js";
 import { Follow } from "./follow.js";
 import { me } from "./me.js";
 import { TEXT } from "./texts.js";
+import { thought } from "./thread.js";
 
 export class Panel {
   /** `host` is Gradio's column; `shell` carries the class that shows it. `onChange` hears of opening, closing and owner. */
@@ -25,15 +27,17 @@ export class Panel {
     this.barText = element("span", { className: "budget-text" });
     this.answerNow = button(TEXT.answerNow, () => this.onAnswerNow?.(), { className: "answer-now", title: TEXT.answerNowHint });
     this.budget = element("div", { className: "budget", hidden: true }, element("div", {}, this.barText, this.bar), this.answerNow);
-    const empty = element("p", { className: "panel-empty", text: TEXT.noReasoning });
+    this.empty = element("p", { className: "panel-empty", text: TEXT.noReasoning });
+    // Behind all text, where they stand when the chat is opened again
+    this.notes = element("div", { className: "panel-notes" });
     this.text = element("div", { className: "ponder reasoning-text" });
+    const content = element("div", {}, this.empty, this.text, this.notes);
     this.scroller = element(
       "div",
       { className: "panel-scroll", tabindex: "0", role: "region", "aria-label": TEXT.reasoningText },
-      empty,
-      this.text,
+      content,
     );
-    this.follow = new Follow(this.scroller, this.text, TEXT.jump);
+    this.follow = new Follow(this.scroller, content, TEXT.jump);
     this.blocks = new Blocks(this.text);
     const close = iconButton("close", TEXT.closePanel, () => this.close({ isByHand: true }));
     const title = element("h2", { text: TEXT.reasoning });
@@ -64,7 +68,9 @@ export class Panel {
 
   open() {
     this.opener = document.activeElement;
+    const wasOpen = this.isOpen;
     this.shell.classList.add("panel-open");
+    if (!wasOpen && !this.host.classList.contains("live")) this.follow.toStart();
     this.onChange();
   }
 
@@ -78,9 +84,10 @@ export class Panel {
     const hadFocus = this.host.contains(document.activeElement);
     this.shell.classList.remove("panel-open");
     this.onChange();
-    // On a phone the focus would bring up the keyboard
-    const isGood = this.opener?.isConnected && !(isPhone() && this.opener.matches("textarea"));
-    if (hadFocus && isGood) this.opener.focus();
+    if (!hadFocus) return;
+    const isGood = this.opener && isUsable(this.opener) && !(hasTouchKeyboard() && this.opener.matches("textarea"));
+    if (isGood) this.opener.focus();
+    else rest();
   }
 
   /** Show a message's live reasoning; once there is some, it opens by itself unless it was closed by hand. */
@@ -89,7 +96,8 @@ export class Panel {
     this.isToOpen = me.settings.panel_opens && !this.wasClosedByHand && !this.isOpen;
     this.openedItself = false;
     this.onAnswerNow = () => {
-      this.answerNow.disabled = true;
+      rest();
+      pause(this.answerNow);
       onAnswerNow();
     };
   }
@@ -113,35 +121,57 @@ export class Panel {
     this.clear(owner);
     this.setSummary(summary);
     this.openByHand();
-    this.follow.isOn = false;
+    this.follow.toStart();
     try {
       const { html, notes } = await api.reasoning(owner);
       if (this.owner !== owner) return;
       this.blocks.show(html);
-      for (const note of notes) this.blocks.note(note.text);
-      this.scroller.scrollTop = 0;
+      this.showNotes(notes);
+      this.follow.toStart();
     } catch (error) {
-      if (this.owner === owner) this.blocks.note(error.message, { isBad: true });
+      if (this.owner === owner) this.note(error.message, { isBad: true });
     }
+  }
+
+  note(text, { isBad = false } = {}) {
+    this.notes.append(element("p", { className: isBad ? "note bad" : "note", text }));
+  }
+
+  showNotes(notes) {
+    this.notes.replaceChildren();
+    for (const { text } of notes) this.note(text);
+  }
+
+  /** The answer came without reasoning: an open panel says so, and stays. */
+  showNone() {
+    this.empty.textContent = TEXT.withoutReasoning;
+    this.stats.textContent = "";
+    this.host.classList.remove("live");
+    this.budget.hidden = true;
   }
 
   clear(owner = null) {
     this.owner = owner;
     this.blocks.reset();
+    this.notes.replaceChildren();
+    this.empty.textContent = TEXT.noReasoning;
     this.stats.textContent = "";
     this.budget.hidden = true;
-    this.answerNow.disabled = false;
+    pause(this.answerNow, false);
     this.follow.set(true);
     this.host.classList.remove("live");
     this.onChange();
   }
 
   setProgress(progress, thinkingSeconds) {
-    const { reasoning_tokens: written, thinking_budget: budget, tokens_per_s: rate, thinking } = progress;
-    const isThinking = thinking && budget > 0;
-    if (isThinking) this.openItself();
-    this.showFigures(seconds(thinkingSeconds), isThinking ? null : written, rate);
+    const { reasoning_tokens: written, thinking_budget: budget, tokens_per_s: rate, thinking: isThinking } = progress;
+    if (budget === 0) {
+      this.showNone();
+      return;
+    }
     this.host.classList.toggle("live", isThinking);
+    if (isThinking) this.openItself();
+    this.showFigures(isThinking ? seconds(thinkingSeconds) : TEXT.thoughtFor(thinkingSeconds), isThinking ? null : written, rate);
     this.budget.hidden = !isThinking;
     if (!isThinking) return;
     this.barText.textContent = TEXT.ofBudget(written, budget);
@@ -151,16 +181,16 @@ export class Panel {
     this.answerNow.hidden = written === 0;
   }
 
-  setSummary({ tokens, thinking_s: thinkingSeconds, tokens_per_s: rate }) {
-    // Of what came from a file nothing is known
-    this.showFigures(thinkingSeconds === null ? TEXT.imported : TEXT.thoughtFor(thinkingSeconds), tokens, rate);
+  setSummary(summary) {
+    const { tokens, tokens_per_s: rate } = summary;
+    this.showFigures(thought(summary) || (tokens === null ? TEXT.imported : ""), tokens, rate);
     this.host.classList.remove("live");
     this.budget.hidden = true;
   }
 
   showFigures(time, tokens, rate) {
-    const parts = [time];
-    if (tokens !== null) parts.push(TEXT.tokens(tokens));
+    const parts = time ? [time] : [];
+    if (tokens) parts.push(TEXT.tokens(tokens));
     if (rate) parts.push(TEXT.rate(rate));
     this.stats.textContent = parts.join(" · ");
   }

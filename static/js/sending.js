@@ -1,6 +1,7 @@
 // From the composer to the server: the text stays in the composer until the server has it.
 
 import { api, ApiError, newKey } from "./api.js";
+import { hasTouchKeyboard, rest } from "./focus.js";
 import { noticeAccepted } from "./dialogs.js";
 import { TEMPORARY } from "./temporary.js";
 import { TEXT } from "./texts.js";
@@ -35,7 +36,8 @@ export class Sending {
 
   /** Whether an edit or another answer may begin: nothing goes on here, and the notice is accepted. */
   async isFree() {
-    const { attendant, desk, watch, conversation } = this.page;
+    const { attendant, composer, desk, watch, conversation } = this.page;
+    if (attendant.live) composer.holdBack();
     if (!conversation || attendant.live || this.isBusy) return false;
     if (desk.whySignIn) {
       desk.signIn({ sentence: desk.whySignIn });
@@ -73,7 +75,8 @@ export class Sending {
       // The field it stood in is gone
       if (!page.composer.text.trim()) page.composer.text = edited;
     }
-    page.tell(error);
+    const isKept = error.code === "unreachable" && (page.composer.text.trim() || page.isEditing);
+    page.tell(error, isKept ? TEXT.textIsKept : "");
   }
 
   /** An edited question begins a branch beside the old one. */
@@ -93,6 +96,7 @@ export class Sending {
       this.attempt = null;
       this.forgetSent(conversation.id, text, visit);
       if (page.visit === visit) await this.showAccepted(accepted, text, where);
+      if (page.visit === visit && (hasTouchKeyboard() || page.composer.sendButton === document.activeElement)) rest();
       page.list.refresh();
     } catch (error) {
       if (page.visit !== visit) return;
@@ -147,6 +151,8 @@ export class Sending {
       return;
     }
     page.clearMiddle();
+    // In no list, from where the others have theirs
+    if (conversation.is_temporary && !conversation.title) this.readTitle(conversation);
     const run = { id: runId, state: place ? "queued" : "running", place, notes: [] };
     const question = { id: questionId, parent_id: conversation.leaf_id, role: "user", text };
     const answer = { id: answerId, parent_id: questionId, role: "assistant", text: "", html: "", reasoning: null, run };
@@ -156,5 +162,11 @@ export class Sending {
     page.append(answer);
     page.follow.toEnd();
     page.attendant.attachLast();
+  }
+
+  async readTitle(conversation) {
+    const { title } = await api.conversation(conversation.id).catch(() => ({ title: "" }));
+    conversation.title ||= title;
+    if (this.page.conversation === conversation) this.page.showTitle();
   }
 }

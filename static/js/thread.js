@@ -14,6 +14,9 @@ export function branch(messages, leafId) {
 
 export const isOpen = (run) => run?.state === "queued" || run?.state === "running";
 
+/** How long it was thought; "" where that is not known, as of what came from a file. */
+export const thought = ({ tokens, thinking_s: thinkingSeconds }) => (tokens || thinkingSeconds ? TEXT.thoughtFor(thinkingSeconds ?? 0) : "");
+
 /** One answer: chip, text, notes, actions; live or finished. */
 export class AnswerView {
   constructor(message, { onChip, onAgain, branches = "" }) {
@@ -38,7 +41,7 @@ export class AnswerView {
     this.reasoning = reasoning && { ...reasoning, tokens_per_s: run.timing?.tokens_per_s };
     if (isOpen(run)) return;
     this.root.classList.remove("thinking", "live");
-    if (this.reasoning) this.setChip(TEXT.thoughtFor(this.reasoning.thinking_s));
+    if (this.reasoning) this.setChip(thought(this.reasoning) || TEXT.reasoning);
     else this.chip.hidden = true;
     this.setStatus(run.error?.message ?? TEXT.endings[run.state] ?? "", run.state);
     this.showNotes(run.notes ?? []);

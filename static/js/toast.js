@@ -1,6 +1,7 @@
 // What has just happened, at the foot of the page for a while, and how to undo it.
 
 import { button, element } from "./dom.js";
+import { rest } from "./focus.js";
 import { TEXT } from "./texts.js";
 
 const SHOWN_MS = 10_000;
@@ -16,7 +17,11 @@ export function toast(text, { undo, isBad = false, isFocused = false } = {}) {
   // A live region is read when its content changes, so it has to be there before
   if (!region) document.body.append((region = element("div", { className: "ponder-toasts", role: "status" })));
   const made = element("div", { className: isBad ? "ponder-toast bad" : "ponder-toast", role: isBad ? "alert" : undefined }, element("span", { text, dir: "auto" }));
-  const end = () => made.remove();
+  const end = () => {
+    const hadFocus = made.contains(document.activeElement);
+    made.remove();
+    if (hadFocus) rest();
+  };
   const take = () => {
     end();
     undo();

@@ -1,6 +1,7 @@
 // Which branch of the chat is shown, and finding a message in whichever it stands.
 
 import { api } from "./api.js";
+import { focusOn } from "./focus.js";
 
 const FOUND_MS = 2500;
 
@@ -80,6 +81,7 @@ export class Versions {
     if (answer) await answer.blocks.settled();
     const passage = where === "answer" ? passageWith(words, view) : null;
     flash(passage ?? view, passage ? "center" : "start");
+    focusOn(view);
     if (where !== "reasoning" || !answer?.reasoning) return;
     await page.panel.showStored(answer.id, answer.reasoning);
     const { panel } = page;

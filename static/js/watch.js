@@ -3,29 +3,43 @@
 import { api } from "./api.js";
 
 const POLL_MS = 1000;
-const READY_POLL_MS = 15_000;
+const READY_POLL_MS = 10_000;
 
 export class ModelWatch {
-  /** `onModel` gets every answer, `onUnreachable` hears that there was none. */
-  constructor({ onModel, onUnreachable }) {
-    Object.assign(this, { onModel, onUnreachable, model: null });
+  /** `onModel` gets every answer, `onUnreachable` hears that there was none, `onBack` that there is one again. */
+  constructor({ onModel, onUnreachable, onBack }) {
+    Object.assign(this, { onModel, onUnreachable, onBack, model: null, isAway: false });
     this.poll();
   }
 
+  /** As long as the page lives: a model that answers today may fail tomorrow. */
   async poll() {
-    if (!document.hidden) await this.read();
-    setTimeout(() => this.poll(), this.model?.state === "ready" ? READY_POLL_MS : POLL_MS);
+    try {
+      if (!document.hidden) await this.read();
+    } finally {
+      setTimeout(() => this.poll(), this.model?.state === "ready" ? READY_POLL_MS : POLL_MS);
+    }
   }
 
-  async read() {
+  /** Ask now; whoever asks meanwhile gets the same answer. */
+  read() {
+    this.reading ??= this.ask().finally(() => (this.reading = null));
+    return this.reading;
+  }
+
+  async ask() {
+    const wasAway = this.isAway;
     try {
       this.model = await api.model();
     } catch {
       // What the person does meanwhile has errors of its own
       this.model = null;
+      this.isAway = true;
       this.onUnreachable();
       return;
     }
+    this.isAway = false;
     this.onModel(this.model);
+    if (wasAway) this.onBack();
   }
 }

@@ -2,7 +2,7 @@
 
 import { api } from "../api.js";
 import { ask } from "../dialogs.js";
-import { button, count, element } from "../dom.js";
+import { button, count, element, pause } from "../dom.js";
 import { download } from "../exporting.js";
 import { me } from "../me.js";
 import { TEXT } from "../texts.js";
@@ -44,9 +44,9 @@ function importing(settings) {
       settings.tell(importTooLarge(megabytes), { isBad: true });
       return;
     }
-    choose.disabled = true;
+    pause(choose);
     await bring(file, outcome, settings);
-    choose.disabled = false;
+    pause(choose, false);
   });
   return part(importTitle, element("p", { text: importAbout(megabytes) }), input, choose, outcome);
 }

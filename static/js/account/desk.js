@@ -28,14 +28,18 @@ export class Desk {
       admin: () => this.goTo("#/admin"),
     });
     me.listen((person, before) => this.onPerson(person, before));
-    onShutDoors({ signed_out: () => this.onSignedOut(), sign_in_first: () => this.signIn({ sentence: TEXT.signIn.first }) });
+    onShutDoors({ signed_out: () => this.onSignedOut(), sign_in_first: () => this.signIn({ sentence: this.signInFirst }) });
     this.applySettings(me.settings, null);
   }
 
   /** Why nothing can be asked without signing in; "" if it can. */
   get whySignIn() {
     if (this.isSignedOut) return TEXT.signedOut.title;
-    return me.person.kind === "nobody" && !me.site.guests ? TEXT.signIn.first : "";
+    return me.person.kind === "nobody" && !me.site.guests ? this.signInFirst : "";
+  }
+
+  get signInFirst() {
+    return [TEXT.signIn.first, this.page.composer.text.trim() && TEXT.textIsKept].filter(Boolean).join(" ");
   }
 
   goTo(hash) {
@@ -134,7 +138,7 @@ export class Desk {
     const isBack = isFirst && me.person.is_recent;
     const known = ["general", "model", "chats", "account"].includes(section) ? section : "";
     const more = {
-      hasText: () => this.page.hasText(),
+      reload: () => this.page.reload(),
       signIn: (mode) => this.signIn({ mode }),
       startOver: () => this.startOver(),
       onChats: () => this.page.list.refresh(),

@@ -1,7 +1,7 @@
 // Forms: every input has a label, a rule below it, and what is wrong with it right there.
 
 import { ApiError } from "../api.js";
-import { button, element } from "../dom.js";
+import { button, element, pause } from "../dom.js";
 import { TEXT } from "../texts.js";
 
 let made = 0;
@@ -90,14 +90,16 @@ export class Form {
   async send() {
     if (this.isBusy || !this.isFilledIn()) return;
     this.setProblem("");
-    this.isBusy = this.submit.disabled = true;
+    this.isBusy = true;
+    pause(this.submit);
     try {
       await this.onSubmit(Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, field.value])));
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.setProblem(error.message, this.where[error.code]);
     } finally {
-      this.isBusy = this.submit.disabled = false;
+      this.isBusy = false;
+      pause(this.submit, false);
     }
   }
 

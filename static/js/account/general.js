@@ -15,7 +15,7 @@ export function general(settings) {
     });
     return field;
   };
-  const onLanguage = () => (settings.page.hasText() ? settings.tell(texts.languageLater) : location.reload());
+  const onLanguage = () => settings.page.reload() || settings.tell(texts.languageLater);
   const language = choice("language", texts.language, texts.languages, { onSaved: onLanguage });
   const flip = (name, label) => checkbox(label, { isOn: me.settings[name], onChange: (isOn) => settings.save({ [name]: isOn }), name }).root;
   const panel = element(

@@ -31,9 +31,11 @@ export class People {
       const { items, next_cursor: next } = await adminApi.people(this.search.value.trim(), cursor);
       // An answer to what was typed before comes too late
       if (asked !== this.asked) return;
+      const hadFocus = this.list.contains(document.activeElement);
       this.items = cursor ? [...this.items, ...items] : items;
       this.cursor = next;
       this.draw();
+      if (cursor && hadFocus && items.length) this.list.querySelector(`[data-focus$="-${items[0].id}"]`)?.focus();
     });
   }
 

@@ -27,24 +27,24 @@ export class Deeds {
     openMenu(opener, TEXT.optionsOf(item.title || TEXT.newChat), item.is_temporary ? passing : kept);
   }
 
-  /** The chat as it is then, or null if another tab was first: what it did is shown. */
-  async change(item, changes) {
-    let changed = null;
+  /** `said` gets the chat as it is then; if another tab was first, what it did is shown. */
+  async change(item, changes, said = () => {}) {
     try {
-      changed = await api.changeConversation(item.id, { ...changes, version: item.version });
+      const changed = await api.changeConversation(item.id, { ...changes, version: item.version });
       this.on.changed(changed);
+      said(changed);
     } catch (error) {
       toast(error.message, { isBad: true });
     }
     await this.on.reread();
-    return changed;
   }
 
-  async archive(item) {
-    const changed = await this.change(item, { is_archived: !item.is_archived });
-    if (!changed) return;
-    const title = changed.title || TEXT.newChat;
-    toast(changed.is_archived ? TEXT.isArchived(title) : TEXT.isBack(title), { undo: () => this.change(changed, { is_archived: item.is_archived }), isFocused: true });
+  archive(item) {
+    return this.change(item, { is_archived: !item.is_archived }, (changed) => {
+      const title = changed.title || TEXT.newChat;
+      const undo = () => this.change(changed, { is_archived: item.is_archived });
+      toast(changed.is_archived ? TEXT.isArchived(title) : TEXT.isBack(title), { undo, isFocused: true });
+    });
   }
 
   async remove(item) {

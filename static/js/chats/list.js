@@ -24,7 +24,7 @@ export class ChatList {
     this.title = element("h2", { className: "archive-title", text: TEXT.archived });
     this.way = button("", () => this.showArchive(!this.isArchive), { className: "archive-way" });
     this.moreButton = button(TEXT.showMore, () => this.more(), { className: "more" });
-    this.root = element("div", { className: "chats" });
+    this.root = element("div", { className: "chats", onkeydown: (event) => this.onKey(event), onfocusin: ({ target }) => this.onFocus(target) });
     const seen = new IntersectionObserver((all) => all.some(({ isIntersecting }) => isIntersecting) && this.more(), { rootMargin: "300px" });
     this.watchMore = () => {
       // Observed anew it tells once more, also when it has not gone out of sight
@@ -70,13 +70,16 @@ export class ChatList {
     const { cursor } = this;
     if (!cursor || this.isReadingMore) return;
     this.isReadingMore = true;
+    const hadFocus = document.activeElement === this.moreButton;
     try {
       const page = await api.conversations({ cursor, archived: this.isArchive });
       if (cursor !== this.cursor) return;
       const known = new Set(this.items.map(({ id }) => id));
-      this.items.push(...page.items.filter(({ id }) => !known.has(id)));
+      const found = page.items.filter(({ id }) => !known.has(id));
+      this.items.push(...found);
       this.cursor = page.next_cursor;
       this.draw();
+      if (hadFocus && found.length) this.rows.get(found[0].id).open.focus();
     } catch (error) {
       this.on.problem(error);
     } finally {
@@ -111,7 +114,33 @@ export class ChatList {
     this.rows.get(this.currentId)?.mark(false);
     this.currentId = id;
     this.rows.get(id)?.mark(true);
+    this.setStop(id);
     this.watchOthers();
+  }
+
+  // Walking through it
+
+  /** The row that Tab comes to: `id`, which may come with the next `refresh`, or else the chat that is open, or else the first. */
+  setStop(id = this.wantedStop) {
+    this.wantedStop = id;
+    const at = [id, this.currentId, this.items[0]?.id].find((one) => this.rows.has(one));
+    if (at !== this.stop) this.rows.get(this.stop)?.reach(false);
+    this.rows.get(at)?.reach(true);
+    this.stop = at;
+  }
+
+  onFocus(target) {
+    const found = this.items.find(({ id }) => this.rows.get(id)?.root.contains(target));
+    if (found) this.setStop(found.id);
+  }
+
+  onKey(event) {
+    const at = this.items.findIndex(({ id }) => this.rows.get(id)?.root.contains(event.target));
+    const last = this.items.length - 1;
+    const to = { ArrowDown: Math.min(at + 1, last), ArrowUp: Math.max(at - 1, 0), Home: 0, End: last }[event.key];
+    if (at < 0 || to === undefined || event.target.matches("input")) return;
+    event.preventDefault();
+    this.rows.get(this.items[to].id).open.focus();
   }
 
   showArchive(isArchive) {
@@ -139,6 +168,7 @@ export class ChatList {
     const middle = parts.length || isReading ? parts : [this.empty];
     arrange(this.root, [...head, ...middle, ...(this.cursor ? [this.moreButton] : []), ...foot]);
     if (focused?.isConnected && document.activeElement !== focused) focused.focus();
+    this.setStop();
     this.watchMore();
   }
 

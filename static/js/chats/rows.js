@@ -12,6 +12,7 @@ export class Row {
     this.pulse = element("span", { className: "pulse", role: "img", "aria-label": TEXT.isBeingAnswered });
     this.open = element("button", { type: "button", className: "open", onclick: () => on.open(this.item.id) }, this.title);
     this.options = iconButton("more", "", () => this.openMenu(), { className: "icon-button options", "aria-haspopup": "menu", "aria-expanded": "false" });
+    this.reach(false);
     this.root = element("li", { oncontextmenu: (event) => this.onContextMenu(event) }, this.open, this.options);
   }
 
@@ -33,6 +34,11 @@ export class Row {
     this.root.classList.toggle("current", isCurrent);
     if (isCurrent) this.open.setAttribute("aria-current", "page");
     else this.open.removeAttribute("aria-current");
+  }
+
+  /** Whether Tab comes here: the list is one stop, and its rows are walked by arrows. */
+  reach(isStop) {
+    this.open.tabIndex = this.options.tabIndex = isStop ? 0 : -1;
   }
 
   /** Shift+F10, the menu key, a right click and a long touch. */

@@ -8,6 +8,7 @@ const minutes = (wait) => (wait <= 90 ? "einer Minute" : `${Math.ceil(wait / 60)
 
 export const TEXT = {
   brand: "Ponder",
+  skip: "Zum Eingabefeld springen",
   close: "Schließen",
   cancel: "Abbrechen",
   newChat: "Neuer Chat",
@@ -81,6 +82,7 @@ export const TEXT = {
   model: "Modell",
   starting: "Startet",
   cannotAnswer: "kann nicht antworten",
+  modelFailed: "Das Modell kann gerade nicht antworten. Wer diesen Server betreibt, findet den Grund im Protokoll.",
   notReachable: "Der Server ist nicht erreichbar.",
   loadingModel: "Das Modell wird geladen",
 
@@ -93,6 +95,9 @@ export const TEXT = {
   stop: "Stopp",
   hint: "Enter sendet, Umschalt+Enter beginnt eine neue Zeile. Antworten können falsch sein.",
   writeFirst: "Schreib zuerst etwas.",
+  stillAnswering: "Es wird noch eine Antwort geschrieben. „Stopp“ beendet sie.",
+  stillAnsweringText: "Es wird noch eine Antwort geschrieben. Dein Text bleibt hier: Sende ihn, wenn sie fertig ist, oder drück vorher auf „Stopp“.",
+  textIsKept: "Dein Text ist noch da.",
   leavesOut: (turns) => {
     const what = turns === 1 ? "die älteste Frage und ihre Antwort" : `die ältesten ${turns} Fragen und ihre Antworten`;
     return `Dieser Chat ist lang: Mit deiner nächsten Nachricht sieht das Modell ${what} nicht mehr.`;
@@ -112,7 +117,7 @@ export const TEXT = {
   editQuestion: "Frage bearbeiten",
   imported: "Aus einer importierten Datei",
   thinking: (s) => `Denkt nach … ${seconds(s)}`,
-  thoughtFor: (s) => `${seconds(s)} nachgedacht`,
+  thoughtFor: (s) => (Math.round(s) ? `${seconds(s)} nachgedacht` : "Kurz nachgedacht"),
   writing: "Schreibt …",
   tokens: (tokens) => `${count(tokens)} Tokens`,
   rate: (perSecond) => `${perSecond.toFixed(1)} Tok/s`,
@@ -132,6 +137,7 @@ export const TEXT = {
   reasoningPanel: "Gedankengang anzeigen",
   reasoningText: "Text des Gedankengangs",
   noReasoning: "Hier steht, was das Modell denkt, bevor es antwortet.",
+  withoutReasoning: "Diese Antwort kommt ohne Gedankengang aus.",
   closePanel: "Gedankengang schließen",
   answerNow: "Jetzt antworten",
   answerNowHint: "Das Nachdenken beenden und daraus die Antwort schreiben",
@@ -216,7 +222,7 @@ export const TEXT = {
     forgot: "Passwort vergessen?",
     useCode: "Wiederherstellungscode benutzen",
     back: "Zurück zur Anmeldung",
-    first: "Dieser Server antwortet nur Leuten mit Konto. Dein Text ist noch da.",
+    first: "Dieser Server antwortet nur Leuten mit Konto.",
     fillIn: "Bitte ausfüllen.",
     problems: {
       refused: "Du wurdest nicht angemeldet: Der Anbieter hat abgelehnt, oder du.",
@@ -405,8 +411,8 @@ export const TEXT = {
 
   // What the server says with a code; what is missing here stands in its own words.
   errors: {
-    signed_out: () => "Du wurdest abgemeldet. Melde dich wieder an; dein Text ist noch da.",
-    sign_in_first: () => "Melde dich zuerst an. Dein Text ist noch da.",
+    signed_out: () => "Du wurdest abgemeldet. Melde dich wieder an.",
+    sign_in_first: () => "Melde dich zuerst an.",
     wrong_password: () => "Name und Passwort (oder Code) passen nicht zusammen.",
     confirm_first: () => "Bestätige zuerst, dass du es bist.",
     disabled: () => "Dieses Konto wurde gesperrt. Wer den Server betreibt, kann sagen, warum.",
@@ -437,6 +443,6 @@ export const TEXT = {
     too_many_temporary: () => "Du hast zu viele temporäre Chats offen. Schließ einen ihrer Tabs, oder warte eine Minute.",
     cross_site: () => "Diese Anfrage kam von einer anderen Seite. Nimm Ponders eigene Seite.",
   },
-  unreachable: "Der Server ist nicht erreichbar. Dein Text ist noch da; versuch es gleich noch einmal.",
+  unreachable: "Der Server ist nicht erreichbar. Versuch es gleich noch einmal.",
   wentWrong: "Auf dem Server ist etwas schiefgegangen.",
 };

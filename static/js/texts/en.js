@@ -8,6 +8,7 @@ const days = (number) => (number === 1 ? "1 day" : `${number} days`);
 
 export const TEXT = {
   brand: "Ponder",
+  skip: "Skip to your question",
   close: "Close",
   cancel: "Cancel",
   newChat: "New chat",
@@ -81,6 +82,7 @@ export const TEXT = {
   model: "Model",
   starting: "Starting",
   cannotAnswer: "cannot answer",
+  modelFailed: "The model cannot answer right now. Whoever runs this server finds the reason in its log.",
   notReachable: "The server cannot be reached.",
   loadingModel: "Loading the model",
 
@@ -93,6 +95,9 @@ export const TEXT = {
   stop: "Stop",
   hint: "Enter sends, Shift+Enter breaks the line. Answers can be wrong.",
   writeFirst: "Write something first.",
+  stillAnswering: "An answer is still being written. Stop ends it.",
+  stillAnsweringText: "An answer is still being written. Your text stays here: send it when the answer is done, or press Stop first.",
+  textIsKept: "Your text is still here.",
   leavesOut: (turns) => {
     const what = turns === 1 ? "the oldest question and its answer" : `the oldest ${turns} questions and their answers`;
     return `This chat is long: the model will not see ${what} with your next message.`;
@@ -112,7 +117,7 @@ export const TEXT = {
   editQuestion: "Edit the question",
   imported: "From an imported file",
   thinking: (s) => `Thinking … ${seconds(s)}`,
-  thoughtFor: (s) => `Thought for ${seconds(s)}`,
+  thoughtFor: (s) => (Math.round(s) ? `Thought for ${seconds(s)}` : "Thought briefly"),
   writing: "Writing …",
   tokens: (tokens) => `${count(tokens)} tokens`,
   rate: (perSecond) => `${perSecond.toFixed(1)} tok/s`,
@@ -132,6 +137,7 @@ export const TEXT = {
   reasoningPanel: "Reasoning panel",
   reasoningText: "Reasoning text",
   noReasoning: "What the model thinks before it answers is shown here.",
+  withoutReasoning: "This answer comes without reasoning.",
   closePanel: "Close the reasoning panel",
   answerNow: "Answer now",
   answerNowHint: "Stop reasoning and write the answer from it",
@@ -216,7 +222,7 @@ export const TEXT = {
     forgot: "Forgot your password?",
     useCode: "Use a recovery code",
     back: "Back to signing in",
-    first: "This server answers only people with an account. Your text is still here.",
+    first: "This server answers only people with an account.",
     fillIn: "Please fill this in.",
     problems: {
       refused: "You were not signed in: the provider said no, or you did.",
@@ -405,6 +411,6 @@ export const TEXT = {
 
   /** Sentences in place of the server's, by code; each gets the error's details. */
   errors: {},
-  unreachable: "The server cannot be reached. Your text is still here; try again in a moment.",
+  unreachable: "The server cannot be reached. Try again in a moment.",
   wentWrong: "Something went wrong on the server.",
 };

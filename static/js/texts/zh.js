@@ -8,6 +8,7 @@ const minutes = (wait) => `${Math.max(1, Math.ceil(wait / 60))} 分钟`;
 
 export const TEXT = {
   brand: "Ponder",
+  skip: "跳到输入框",
   close: "关闭",
   cancel: "取消",
   newChat: "新对话",
@@ -81,6 +82,7 @@ export const TEXT = {
   model: "模型",
   starting: "正在启动",
   cannotAnswer: "无法回答",
+  modelFailed: "模型现在无法回答。服务器的管理者可以在日志中找到原因。",
   notReachable: "无法连接服务器。",
   loadingModel: "正在加载模型",
 
@@ -93,6 +95,9 @@ export const TEXT = {
   stop: "停止",
   hint: "按 Enter 发送，Shift+Enter 换行。回答可能有误。",
   writeFirst: "请先输入内容。",
+  stillAnswering: "还有一个回答正在书写。按“停止”可以结束它。",
+  stillAnsweringText: "还有一个回答正在书写。你的文字会留在这里：等它写完再发送，或先按“停止”。",
+  textIsKept: "你的文字还在。",
   leavesOut: (turns) => {
     const what = turns === 1 ? "最早的一问一答" : `最早的 ${turns} 组问答`;
     return `这个对话很长：发送下一条消息时，模型将看不到${what}。`;
@@ -112,7 +117,7 @@ export const TEXT = {
   editQuestion: "编辑问题",
   imported: "来自导入的文件",
   thinking: (s) => `思考中 … ${seconds(s)}`,
-  thoughtFor: (s) => `思考了 ${seconds(s)}`,
+  thoughtFor: (s) => (Math.round(s) ? `思考了 ${seconds(s)}` : "略加思考"),
   writing: "正在书写 …",
   tokens: (tokens) => `${count(tokens)} 个 token`,
   rate: (perSecond) => `${perSecond.toFixed(1)} token/秒`,
@@ -131,6 +136,7 @@ export const TEXT = {
   reasoningPanel: "思考过程面板",
   reasoningText: "思考过程的文字",
   noReasoning: "模型回答之前的思考会显示在这里。",
+  withoutReasoning: "这个回答没有经过思考。",
   closePanel: "关闭思考过程面板",
   answerNow: "立即回答",
   answerNowHint: "停止思考，根据已有的思考写出回答",
@@ -215,7 +221,7 @@ export const TEXT = {
     forgot: "忘记密码？",
     useCode: "使用恢复码",
     back: "返回登录",
-    first: "这个服务器只回答有账号的人。你的文字还在。",
+    first: "这个服务器只回答有账号的人。",
     fillIn: "请填写此项。",
     problems: {
       refused: "没有登录成功：登录服务方或你拒绝了。",
@@ -404,8 +410,8 @@ export const TEXT = {
 
   // What the server says with a code; what is missing here stands in its own words.
   errors: {
-    signed_out: () => "你已退出登录。请重新登录；你的文字还在。",
-    sign_in_first: () => "请先登录。你的文字还在。",
+    signed_out: () => "你已退出登录。请重新登录。",
+    sign_in_first: () => "请先登录。",
     wrong_password: () => "用户名与密码（或恢复码）不匹配。",
     confirm_first: () => "请先确认是你本人。",
     disabled: () => "这个账号已被停用。服务器的管理者可以说明原因。",
@@ -435,6 +441,6 @@ export const TEXT = {
     too_many_temporary: () => "你打开的临时对话太多。请关闭其中一个标签页，或等一分钟。",
     cross_site: () => "这个请求来自其他网站。请使用 Ponder 自己的页面。",
   },
-  unreachable: "无法连接服务器。你的文字还在，请稍后再试。",
+  unreachable: "无法连接服务器。请稍后再试。",
   wentWrong: "服务器出了点问题。",
 };
