@@ -6,6 +6,7 @@ import { AdminView } from "./js/admin/view.js";
 import { api } from "./js/api.js";
 import { Attendant } from "./js/attendant.js";
 import { arrows, questionView, siblingsOf } from "./js/branches.js";
+import { Bell } from "./js/bell.js";
 import { Composer } from "./js/composer.js";
 import { copyText, drawn, element, flash, iconButton, isNarrow } from "./js/dom.js";
 import { carried, carry } from "./js/drafts.js";
@@ -17,6 +18,7 @@ import { Panel } from "./js/panel.js";
 import { isDialog, placeOf } from "./js/routes.js";
 import { Sending } from "./js/sending.js";
 import { Sidebar } from "./js/sidebar.js";
+import { isLookedAt, Tab } from "./js/tab.js";
 import { isTemporaryId, TEMPORARY, Temporary } from "./js/temporary.js";
 import { loadTexts, TEXT } from "./js/texts.js";
 import { AnswerView, branch, wholeCode } from "./js/thread.js";
@@ -46,6 +48,7 @@ class Page {
     /** Counts what is shown: an answer to a request of an earlier visit comes too late. */
     this.visit = 0;
     this.answers = [];
+    this.tab = new Tab();
     this.build(parts);
     this.bind();
     this.watch = new ModelWatch({
@@ -72,7 +75,8 @@ class Page {
       deleted: (id) => this.onDeleted(id),
       restored: (id) => this.onRestored(id),
       problem: (error) => this.onListProblem(error),
-      read: () => this.showTitle(),
+      read: () => this.onListRead(),
+      ended: (item, runId) => this.onEnded(item, runId),
       reveal: () => isNarrow() && this.drawer.toggle(true),
     });
     this.newChat.textContent = TEXT.newChat;
@@ -83,7 +87,7 @@ class Page {
       "aria-controls": "reasoning",
       "aria-expanded": "false",
     });
-    this.topbar = new Topbar(this.drawer.button, this.panelToggle, { deeds: this.list.deeds, item: () => this.conversation });
+    this.topbar = new Topbar(this.drawer.button, this.panelToggle, { deeds: this.list.deeds, item: () => this.conversation, tab: this.tab });
     this.chat.prepend(this.topbar.root);
     this.messages = element("div", { className: "messages", role: "log", "aria-live": "off", "aria-label": TEXT.conversation });
     this.thread.append(this.messages);
@@ -98,6 +102,7 @@ class Page {
       announcer: this.announcer,
       pill: this.follow.pill,
     });
+    this.bell = new Bell({ tab: this.tab, open: (id) => this.go(id) });
     this.attendant = new Attendant(this);
     this.sending = new Sending(this);
     this.versions = new Versions(this);
@@ -363,6 +368,7 @@ class Page {
     if (hadFocus) rest();
     this.editAgain();
     if (this.versions.hit) this.versions.showHit();
+    this.see();
   }
 
   /** Go on with what was being edited before the page reloaded itself. */
@@ -417,6 +423,30 @@ class Page {
     const listed = this.list.list.find(this.conversation?.id);
     if (listed) this.takeItem(listed);
     this.topbar.show(this.adminView ? TEXT.admin.title : this.conversation?.title);
+  }
+
+  onListRead() {
+    this.showTitle();
+    this.see();
+  }
+
+  /** What is shown and looked at is not news any more, here and in the person's other browsers. */
+  async see() {
+    const { id, is_unread: isUnread } = this.conversation ?? {};
+    if (!(isUnread || this.list.list.find(id)?.is_unread) || !isLookedAt() || this.isSeeing) return;
+    this.isSeeing = true;
+    const changed = await api.changeConversation(id, { is_unread: false }).catch(() => null);
+    this.isSeeing = false;
+    if (!changed) return;
+    this.list.list.take(changed);
+    if (this.conversation?.id === id) this.conversation.is_unread = false;
+  }
+
+  /** A run in another chat is over; one that was seen to its end elsewhere, or stopped, is no news. */
+  async onEnded(item, runId) {
+    if (!item.is_unread || item.id === this.conversation?.id) return;
+    const run = await api.run(runId).catch(() => null);
+    if (run) this.bell.ring({ runId, id: item.id, title: item.title, state: run.state, isShown: false, isLong: true });
   }
 
   /** What the list knows of the open chat, but for its messages. */

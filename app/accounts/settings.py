@@ -8,7 +8,10 @@ LONGEST_SYSTEM_PROMPT = 8000
 
 
 class PersonSettings(BaseModel):
-    """A person's settings; None leaves the model's own advice, "" and "system" the browser's."""
+    """A person's settings; None leaves the model's own advice, "" and "system" the browser's.
+
+    `notify` is "" as long as nobody has asked.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -23,6 +26,8 @@ class PersonSettings(BaseModel):
     panel_opens: bool = True
     panel_figures: bool = True
     panel_follows: bool = True
+    notify: Literal["", "on", "off"] = ""
+    sound: bool = False
 
 
 def settings_of(stored: dict[str, Any]) -> PersonSettings:

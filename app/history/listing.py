@@ -28,6 +28,7 @@ def listed() -> Select[*tuple[Any, ...]]:
             ConversationTable.title,
             ConversationTable.is_pinned,
             ConversationTable.is_archived,
+            ConversationTable.is_unread,
             ConversationTable.recency,
             ConversationTable.version,
             ConversationTable.leaf_id,

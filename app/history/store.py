@@ -75,12 +75,13 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation's row in the list; `version` counts its changes."""
+    """A conversation's row in the list; `version` counts its changes, `is_unread`: an answer ended unseen."""
 
     id: str
     title: str
     is_pinned: bool
     is_archived: bool
+    is_unread: bool
     version: int
     leaf_id: str | None
     created_at: datetime
@@ -97,6 +98,7 @@ class Changes:
     is_archived: bool | None = None
     leaf_id: str | None = None
     version: int | None = None
+    is_unread: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ended, and its text's final HTML."""
+    """How a run ended, its text's final HTML, and whether nobody was looking."""
 
     state: FinalState
     html: str
@@ -136,6 +138,7 @@ class Ending:
     renderer_version: int
     error_code: str = ""
     error_message: str = ""
+    is_unread: bool = False
 
 
 def new_id() -> str:
@@ -271,7 +274,7 @@ class Store:
             return [_conversation(row, row.run_id) for row in db.execute(query, {"owner_id": owner_id})]
 
     def change_conversation(self, owner_id: str, conversation_id: str, changes: Changes) -> Conversation:
-        """Rename, pin, archive, show another branch: the newest leaf below `leaf_id`.
+        """Rename, pin, archive, show another branch: the newest leaf below `leaf_id`. To have seen it is no change.
 
         Raises:
             NotFound: no such conversation or message, or somebody else's.
@@ -293,7 +296,10 @@ class Store:
                 row.is_archived = changes.is_archived
             if changes.leaf_id is not None:
                 row.leaf_id = newest_leaf(db, row.id, changes.leaf_id)
-            row.version += 1
+            if changes.is_unread is not None:
+                row.is_unread = changes.is_unread
+            if changes != Changes(version=changes.version, is_unread=changes.is_unread):
+                row.version += 1
             return _conversation(row, open_run(db, row.id))
 
     # Deleting: everything reads as gone at once, the rows follow when it cannot be undone any more
@@ -509,6 +515,7 @@ class Store:
             db.add(row)
             db.flush()
         conversation.leaf_id = answer.id
+        conversation.is_unread = False
         conversation.updated_at = moment
         conversation.recency = next_recency(db, conversation.owner_id)
         count_usage(db, conversation.owner_id, moment, runs=1)
@@ -591,6 +598,8 @@ class Store:
             put_entry(db, run.owner_id, run.conversation_id, run.answer_id, found_by)
             if run.ended_at is not None:
                 return None
+            if ending.is_unread:
+                _mark_unread(db, [run.conversation_id])
             count_usage(db, run.owner_id, now(), **{ending.state: 1}, **written.tokens)
             owner_id: str = run.owner_id
             return owner_id
@@ -601,7 +610,7 @@ class Store:
         """How a run ended whose text cannot be saved; what was saved of it before stays. Gives what `save` gives."""
 
         def work(db: Session) -> str | None:
-            owner_id = db.scalar(
+            ended = db.execute(
                 update(RunTable)
                 .where(RunTable.id == run_id, RunTable.ended_at.is_(None))
                 .values(
@@ -610,10 +619,14 @@ class Store:
                     error_message=ending.error_message,
                     ended_at=now(),
                 )
-                .returning(RunTable.owner_id)
-            )
-            if owner_id is not None:
-                count_usage(db, owner_id, now(), **{ending.state: 1})
+                .returning(RunTable.owner_id, RunTable.conversation_id)
+            ).first()
+            if ended is None:
+                return None
+            owner_id: str = ended.owner_id
+            if ending.is_unread:
+                _mark_unread(db, [ended.conversation_id])
+            count_usage(db, owner_id, now(), **{ending.state: 1})
             return owner_id
 
         return self.database.transact(work)
@@ -627,12 +640,10 @@ class Store:
                 .values(state="interrupted", ended_at=now())
                 .returning(RunTable.owner_id, RunTable.conversation_id, RunTable.usage)
             ).all()
+            interrupted = [conversation_id for _, conversation_id, _ in found]
+            _mark_unread(db, interrupted)
             # What their answers hold so far is indexed with whatever else is not
-            db.execute(
-                update(ConversationTable)
-                .where(ConversationTable.id.in_([conversation_id for _, conversation_id, _ in found]))
-                .values(search_version=0)
-            )
+            db.execute(update(ConversationTable).where(ConversationTable.id.in_(interrupted)).values(search_version=0))
             for owner_id, _, usage in found:
                 counts = figures(usage)
                 tokens = {name: int(counts.get(name, 0)) for name in ("reasoning_tokens", "answer_tokens")}
@@ -670,6 +681,10 @@ def _owned_message(db: Session, owner_id: str, message_id: str) -> tuple[Message
     return found[0], found[1]
 
 
+def _mark_unread(db: Session, conversation_ids: Sequence[str]) -> None:
+    db.execute(update(ConversationTable).where(ConversationTable.id.in_(conversation_ids)).values(is_unread=True))
+
+
 def _lock_person(db: Session, person_id: str) -> None:
     """What one person sends is accepted one after the other, whichever process got it."""
     db.execute(select(PersonTable.id).where(PersonTable.id == person_id).with_for_update(key_share=True))
@@ -705,6 +720,7 @@ def _conversation(row: ConversationTable | ListedRow, run_id: str | None) -> Con
         title=row.title,
         is_pinned=row.is_pinned,
         is_archived=row.is_archived,
+        is_unread=row.is_unread,
         version=row.version,
         leaf_id=row.leaf_id,
         created_at=row.created_at,

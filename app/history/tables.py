@@ -254,6 +254,8 @@ class ConversationTable(Table):
     is_archived: Mapped[bool] = mapped_column(default=False, server_default=false())
     recency: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    # An answer has ended here while nobody was looking
+    is_unread: Mapped[bool] = mapped_column(default=False, server_default=false())
     # The rules that its rows in the search were made by; 0 is none at all
     search_version: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     deleted_at: Mapped[datetime | None]

@@ -48,6 +48,7 @@ class ConversationChanges(_Body):
     title: str | None = Field(default=None, min_length=1, max_length=200)
     is_pinned: bool | None = None
     is_archived: bool | None = None
+    is_unread: bool | None = None
     leaf_id: str | None = Field(default=None, max_length=64)
     version: int | None = Field(default=None, ge=0, le=2**31 - 1)
 
@@ -170,11 +171,11 @@ async def get_conversation(
 def change_conversation(
     conversation_id: str, body: ConversationChanges, person_id: Person, serving: Serving
 ) -> dict[str, Any]:
-    """Rename, pin, archive, show another branch."""
+    """Rename, pin, archive, show another branch, or have seen it."""
     title = " ".join(body.title.split()) if body.title is not None else None
     if title == "":
         raise BadRequest("title cannot be used: write at least one character.")
-    changes = Changes(title, body.is_pinned, body.is_archived, body.leaf_id, body.version)
+    changes = Changes(title, body.is_pinned, body.is_archived, body.leaf_id, body.version, body.is_unread)
     store = serving.history.of(conversation_id)
     return _item(store.change_conversation(person_id, conversation_id, changes), serving)
 
@@ -282,6 +283,7 @@ def _item(conversation: Conversation, serving: Services) -> dict[str, Any]:
         "title": conversation.title,
         "is_pinned": conversation.is_pinned,
         "is_archived": conversation.is_archived,
+        "is_unread": conversation.is_unread,
         "is_temporary": has_end,
         "expires_at": (now() + timedelta(seconds=ends_in_s)).isoformat() if has_end else None,
         "version": conversation.version,

@@ -211,6 +211,7 @@ class LiveRun:
             renderer_version=RENDERER_VERSION,
             error_code=self.error.code if self.error else "",
             error_message=storable(self.error.message) if self.error else "",
+            is_unread=self.state != "stopped" and not self.log.has_readers,
         )
 
     def say_done(self) -> None:

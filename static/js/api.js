@@ -85,6 +85,7 @@ export const api = {
   retry: (id, given) => call("POST", path("messages", id, "retry"), given),
   send: (id, message) => call("POST", path("conversations", id, "messages"), message),
   reasoning: (id) => call("GET", path("messages", id, "reasoning")),
+  run: (runId) => call("GET", path("runs", runId)),
   stop: (runId) => call("POST", path("runs", runId, "stop")),
   answerNow: (runId) => call("POST", path("runs", runId, "answer-now")),
   events: (runId, after) => path("runs", runId, "events") + query({ after }),

@@ -1,18 +1,19 @@
 // A run that is going on: its events go into its answer in the chat and, while the panel shows it, into the panel.
 
+import { LONG_S } from "./bell.js";
 import { RunReader } from "./reader.js";
 
 const CLOCK_MS = 250;
 
 export class LiveRun {
-  /** `onDone` gets the done event; `onLost` hears that the stream ended without one; `onHeard`, that it speaks. */
-  constructor(answer, panel, { onDone, onLost, onHeard, onAnswerNow }) {
+  /** `onDone` gets the done event; `onLost` hears that the stream ended without one; `onHeard`, that it speaks; `onLong`, once, that it takes long. */
+  constructor(answer, panel, { onDone, onLost, onHeard, onLong, onAnswerNow }) {
     this.id = answer.run.id;
     this.answer = answer;
     this.panel = panel;
     this.state = answer.run;
     this.isConnected = true;
-    this.onHeard = onHeard;
+    Object.assign(this, { onHeard, onLong, isLong: false, since: performance.now() });
     answer.showState(this.state);
     answer.blocks.reset();
     panel.startLive(answer.id, onAnswerNow);
@@ -28,7 +29,10 @@ export class LiveRun {
       done: onDone,
       lost: onLost,
     });
-    this.timer = setInterval(() => this.showProgress(), CLOCK_MS);
+    this.timer = setInterval(() => {
+      this.showProgress();
+      this.countOn();
+    }, CLOCK_MS);
   }
 
   get isInPanel() {
@@ -62,6 +66,17 @@ export class LiveRun {
     this.progress = progress;
     this.progressAt = performance.now();
     this.showProgress();
+  }
+
+  /** How long it has taken so far, its wait in the line included as far as this page has seen it. */
+  get seconds() {
+    return Math.max((performance.now() - this.since) / 1000, this.progress?.elapsed_s ?? 0);
+  }
+
+  countOn() {
+    if (this.isLong || this.seconds < LONG_S) return;
+    this.isLong = true;
+    this.onLong();
   }
 
   onConnected(isConnected) {

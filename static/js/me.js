@@ -12,7 +12,7 @@ const UNKNOWN = {
   conversation_count: 0,
   identities: [],
   quota: null,
-  settings: { language: "", theme: "system", effort: "normal", panel_opens: true, panel_figures: true, panel_follows: true },
+  settings: { language: "", theme: "system", effort: "normal", panel_opens: true, panel_figures: true, panel_follows: true, notify: "", sound: false },
   site: { guests: true, registration: false, guest_days: 7, notice_version: 1, operator: "", providers: [] },
 };
 

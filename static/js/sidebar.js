@@ -8,7 +8,7 @@ import { Search } from "./search.js";
 import { TEXT } from "./texts.js";
 
 export class Sidebar {
-  /** `on` has open(id), hit(item), changed(item), deleted(id), restored(id), problem(error), read() and reveal(). */
+  /** `on` has open(id), hit(item), changed(item), deleted(id), restored(id), problem(error), read(), ended(item, runId) and reveal(). */
   constructor(host, place, card, on) {
     this.on = on;
     host.setAttribute("role", "navigation");
@@ -28,6 +28,7 @@ export class Sidebar {
       rename: (item, title) => title && this.deeds.change(item, { title }),
       problem: (error) => on.problem(error),
       read: () => on.read(),
+      ended: (item, runId) => on.ended(item, runId),
     });
     this.search = new Search({ onShown: (isShown) => this.showResults(isShown), onOpen: (item) => on.hit(item), onProblem: (error) => on.problem(error), onWanted: () => on.reveal() });
     place.before(this.search.root);

@@ -29,8 +29,9 @@ export class AnswerView {
     this.body = element("div", { className: "ponder answer-text" });
     this.blocks = new Blocks(this.body);
     this.notes = element("div", { className: "notes" });
+    this.offer = element("div", { className: "offer", role: "status", hidden: true });
     this.actions = element("div", { className: "actions", hidden: true });
-    this.root = element("article", { className: "answer", "aria-label": TEXT.answer, "data-id": message.id }, this.chip, this.body, this.status, this.notes, this.actions, branches);
+    this.root = element("article", { className: "answer", "aria-label": TEXT.answer, "data-id": message.id }, this.chip, this.body, this.status, this.offer, this.notes, this.actions, branches);
     if (message.html) this.blocks.show(message.html);
     if (message.run) this.showRun(message.run, message.reasoning);
     else this.showImported(message);
@@ -73,6 +74,26 @@ export class AnswerView {
     else if (progress.reasoning_tokens) this.setChip(TEXT.thoughtFor(thinkingSeconds));
     const isBeginning = !isThinking && progress.answer_tokens === 0;
     this.setStatus(isBeginning ? TEXT.writing : "", "waiting");
+  }
+
+  /** To be told when it is ready; nothing is asked of the browser before it is pressed. */
+  showOffer({ onYes, onNo }) {
+    const { offer, decline } = TEXT.bell;
+    const no = () => {
+      this.dropOffer();
+      onNo();
+    };
+    this.offer.replaceChildren(button(offer, onYes, { className: "yes" }), button(decline, no, { className: "no" }));
+    this.offer.hidden = false;
+  }
+
+  showTold(text) {
+    if (!this.offer.hidden) this.offer.replaceChildren(element("p", { text }));
+  }
+
+  dropOffer() {
+    this.offer.replaceChildren();
+    this.offer.hidden = true;
   }
 
   setStatus(text, kind = "") {

@@ -10,9 +10,10 @@ let timer = 0;
 
 /**
  * Say `text`; with `undo` there is a button for it as long as the server can. `isFocused` gives that button the focus where
- * what had it is gone.
+ * what had it is gone. `way` is another button: text and function. What `isMinor` takes no button away that is there.
  */
-export function toast(text, { undo, isBad = false, isFocused = false } = {}) {
+export function toast(text, { undo, way, isBad = false, isFocused = false, isMinor = false } = {}) {
+  if (isMinor && region?.querySelector("button")) return;
   clearTimeout(timer);
   // A live region is read when its content changes, so it has to be there before
   if (!region) document.body.append((region = element("div", { className: "ponder-toasts", role: "status" })));
@@ -22,11 +23,12 @@ export function toast(text, { undo, isBad = false, isFocused = false } = {}) {
     made.remove();
     if (hadFocus) rest();
   };
+  const [label, go] = undo ? [TEXT.undo, undo] : (way ?? []);
   const take = () => {
     end();
-    undo();
+    go();
   };
-  const back = undo ? button(TEXT.undo, take) : null;
+  const back = go ? button(label, take) : null;
   if (back) made.append(back);
   region.replaceChildren(made);
   if (back && isFocused && isNowhere(document.activeElement)) back.focus({ preventScroll: true });

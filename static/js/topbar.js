@@ -6,8 +6,8 @@ import { TEXT } from "./texts.js";
 
 export class Topbar {
   /** `before` and `after` stand at the ends; `deeds` do what is chosen; `item` gives the open chat, or null. */
-  constructor(before, after, { deeds, item }) {
-    Object.assign(this, { deeds, item });
+  constructor(before, after, { deeds, item, tab }) {
+    Object.assign(this, { deeds, item, tab });
     this.heading = element("h1", { className: "heading", dir: "auto" });
     this.options = iconButton("more", "", () => this.openMenu(), { className: "icon-button options", "aria-haspopup": "menu", "aria-expanded": "false" });
     this.root = element("header", { id: "topbar" }, before, this.heading, this.options, after);
@@ -17,7 +17,7 @@ export class Topbar {
   show(title) {
     this.heading.textContent = title || TEXT.brand;
     this.heading.classList.toggle("plain", !title);
-    document.title = title ? `${title} · ${TEXT.brand}` : TEXT.brand;
+    this.tab.name(title);
     this.options.hidden = !this.item();
     const label = TEXT.optionsOfThis;
     this.options.title = label;

@@ -218,6 +218,15 @@ def test_a_change_that_cannot_be_is_refused_in_words(client: Client, body: dict[
     assert titles(client) == ["kept"]
 
 
+def test_a_conversation_says_whether_it_is_unread_and_takes_that_it_was_seen(client: Client) -> None:
+    talk = begin(client, title="a")
+    assert client.get(f"/api/conversations/{talk}").json()["is_unread"] is False
+    assert client.patch(f"/api/conversations/{talk}", json={"is_unread": True}).json()["is_unread"] is True
+    assert client.get("/api/conversations").json()["items"][0]["is_unread"] is True
+    seen = client.patch(f"/api/conversations/{talk}", json={"is_unread": False}).json()
+    assert (seen["is_unread"], seen["version"]) == (False, 0)
+
+
 def test_a_tab_that_saw_an_older_state_changes_nothing(client: Client) -> None:
     talk = begin(client, title="before")
     seen = client.get(f"/api/conversations/{talk}").json()["version"]

@@ -1,6 +1,7 @@
 // The list of chats: pages of it as one scrolls, read again when something may have changed, drawn where it has.
 
 import { api } from "../api.js";
+import { later } from "../clock.js";
 import { button, element, icon } from "../dom.js";
 import { TEXT } from "../texts.js";
 import { grouped } from "./groups.js";
@@ -9,9 +10,13 @@ import { arrange, Row } from "./rows.js";
 const RUNNING_POLL_MS = 4000;
 
 export class ChatList {
-  /** `on` has what rows need, and problem(error), read(). */
+  /** `on` has what rows need, and problem(error), read(), and ended(item, runId) for a run that is over. */
   constructor(on) {
-    this.on = on;
+    const rename = (item, title) => {
+      this.draw();
+      on.rename(item, title);
+    };
+    this.on = { ...on, rename };
     this.currentId = null;
     this.isArchive = false;
     this.items = [];
@@ -50,20 +55,30 @@ export class ChatList {
       const isSame = end >= 0 && this.items.slice(0, end + 1).every(({ id }) => fresh.has(id));
       const older = isSame ? this.items.slice(end + 1).filter(({ id }) => !fresh.has(id)) : [];
       if (!older.length) this.cursor = cursor;
+      const before = this.items;
       this.items = [...items, ...older];
       this.draw();
       this.on.read();
+      this.tellEnded(before, items);
     } catch (error) {
       this.on.problem(error);
     }
     this.watchOthers();
   }
 
+  tellEnded(before, items) {
+    const running = new Map(before.map((item) => [item.id, item.running_run_id]));
+    for (const item of items) {
+      const runId = running.get(item.id);
+      if (runId && item.running_run_id !== runId) this.on.ended(item, runId);
+    }
+  }
+
   /** Of a run in another chat nobody tells this page that it has ended. */
   watchOthers() {
-    clearTimeout(this.timer);
+    this.unwatch?.();
     const isOtherRunning = this.items.some((item) => item.running_run_id && item.id !== this.currentId);
-    if (isOtherRunning) this.timer = setTimeout(() => this.refresh(), RUNNING_POLL_MS);
+    this.unwatch = isOtherRunning ? later(RUNNING_POLL_MS, () => this.refresh()) : null;
   }
 
   async more() {
@@ -79,7 +94,7 @@ export class ChatList {
       this.items.push(...found);
       this.cursor = page.next_cursor;
       this.draw();
-      if (hadFocus && found.length) this.rows.get(found[0].id).open.focus();
+      if (hadFocus && found.length) this.rows.get(found[0].id)?.open.focus();
     } catch (error) {
       this.on.problem(error);
     } finally {
@@ -154,6 +169,8 @@ export class ChatList {
   // Drawing
 
   draw() {
+    // Moved, the field would lose the focus, which ends the renaming
+    if (this.root.querySelector(".rename")) return;
     // A row that moves loses the focus
     const focused = this.root.contains(document.activeElement) ? document.activeElement : null;
     const groups = grouped(this.items);

@@ -10,6 +10,7 @@ export class Row {
     this.on = on;
     this.title = element("span", { className: "title", dir: "auto" });
     this.pulse = element("span", { className: "pulse", role: "img", "aria-label": TEXT.isBeingAnswered });
+    this.unread = element("span", { className: "unread", role: "img", "aria-label": TEXT.isUnread });
     this.open = element("button", { type: "button", className: "open", onclick: () => on.open(this.item.id) }, this.title);
     this.options = iconButton("more", "", () => this.openMenu(), { className: "icon-button options", "aria-haspopup": "menu", "aria-expanded": "false" });
     this.reach(false);
@@ -28,6 +29,10 @@ export class Row {
     }
     if (!item.running_run_id) this.pulse.remove();
     else if (!this.pulse.isConnected) this.open.append(this.pulse);
+    const isUnread = item.is_unread && !item.running_run_id;
+    this.root.classList.toggle("has-news", isUnread);
+    if (!isUnread) this.unread.remove();
+    else if (!this.unread.isConnected) this.open.append(this.unread);
   }
 
   mark(isCurrent) {

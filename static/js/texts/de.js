@@ -16,6 +16,7 @@ export const TEXT = {
   noChats: "Hier stehen bald deine Chats.",
   showMore: "Mehr zeigen",
   isBeingAnswered: "wird gerade beantwortet",
+  isUnread: "neue Antwort",
   optionsOf: (title) => `Optionen von ${title}`,
   groups: { pinned: "Angeheftet", today: "Heute", yesterday: "Gestern", week: "Letzte 7 Tage", older: "Älter" },
   optionsOfThis: "Optionen dieses Chats",
@@ -261,6 +262,21 @@ export const TEXT = {
     notHere: "Öffne Ponder dafür in einem eigenen Tab.",
   },
 
+  tab: {
+    thinking: (name) => `Denkt nach … ${name}`,
+    ready: (title) => `✓ Fertig: ${title}`,
+    ended: (title) => `Zu Ende: ${title}`,
+  },
+  bell: {
+    offer: "Sag mir Bescheid, wenn sie fertig ist",
+    decline: "Nein, danke",
+    willTell: "Du bekommst Bescheid, wenn sie fertig ist.",
+    blocked: "Dein Browser zeigt von hier keine Benachrichtigungen. In seinen Einstellungen für diese Seite lassen sie sich erlauben.",
+    isReady: (title) => `„${title}“ ist beantwortet.`,
+    hasEnded: (title) => `„${title}“ ist ohne ganze Antwort zu Ende.`,
+    open: "Öffnen",
+  },
+
   settings: {
     title: "Einstellungen",
     sections: { general: "Allgemein", model: "Modell", chats: "Chats", account: "Konto" },
@@ -276,6 +292,11 @@ export const TEXT = {
     panelOpens: "Öffnet sich von selbst, wenn das Modell zu denken beginnt",
     panelFigures: "Zeigt Zeit, Tokens und den Rahmen",
     panelFollows: "Läuft mit, während das Modell schreibt",
+    whenReady: "Wenn eine Antwort fertig ist",
+    notify: "Benachrichtigung zeigen, während ich woanders bin",
+    notifyBlocked: "Dein Browser zeigt von hier keine Benachrichtigungen. In seinen Einstellungen für diese Seite lassen sie sich erlauben.",
+    notifyNever: "Dieser Browser zeigt von einer Seite wie dieser keine Benachrichtigungen.",
+    sound: "Einen kurzen Ton spielen",
     prompt: "Anweisungen für das Modell",
     promptHint: "Stehen als System-Prompt vor jedem Chat. Sie gelten ab der nächsten Nachricht.",
     promptCount: (number, most) => `${count(number)} von ${count(most)} Zeichen`,

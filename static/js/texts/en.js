@@ -16,6 +16,7 @@ export const TEXT = {
   noChats: "Your chats will be listed here.",
   showMore: "Show more",
   isBeingAnswered: "is being answered",
+  isUnread: "new answer",
   optionsOf: (title) => `Options of ${title}`,
   groups: { pinned: "Pinned", today: "Today", yesterday: "Yesterday", week: "Previous 7 days", older: "Older" },
   optionsOfThis: "Options of this chat",
@@ -261,6 +262,21 @@ export const TEXT = {
     notHere: "Open Ponder in a tab of its own for this.",
   },
 
+  tab: {
+    thinking: (name) => `Thinking … ${name}`,
+    ready: (title) => `✓ Ready: ${title}`,
+    ended: (title) => `Ended: ${title}`,
+  },
+  bell: {
+    offer: "Tell me when it is ready",
+    decline: "No, thanks",
+    willTell: "You will be told when it is ready.",
+    blocked: "Your browser shows no notifications from here. Its settings for this page can allow them.",
+    isReady: (title) => `“${title}” is answered.`,
+    hasEnded: (title) => `“${title}” has ended without a whole answer.`,
+    open: "Open",
+  },
+
   settings: {
     title: "Settings",
     sections: { general: "General", model: "Model", chats: "Chats", account: "Account" },
@@ -276,6 +292,11 @@ export const TEXT = {
     panelOpens: "Opens by itself when the model begins to think",
     panelFigures: "Shows time, tokens and the budget",
     panelFollows: "Scrolls along while the model writes",
+    whenReady: "When an answer is ready",
+    notify: "Show a notification while I look elsewhere",
+    notifyBlocked: "Your browser shows no notifications from here. Its settings for this page can allow them.",
+    notifyNever: "This browser shows no notifications from a page like this one.",
+    sound: "Play a short sound",
     prompt: "Instructions for the model",
     promptHint: "Go before every chat as its system prompt. They apply to messages you send from now on.",
     promptCount: (number, most) => `${count(number)} of ${count(most)} characters`,

@@ -16,6 +16,7 @@ export const TEXT = {
   noChats: "你的对话会列在这里。",
   showMore: "显示更多",
   isBeingAnswered: "正在回答",
+  isUnread: "有新回答",
   optionsOf: (title) => `“${title}”的选项`,
   groups: { pinned: "已置顶", today: "今天", yesterday: "昨天", week: "过去 7 天", older: "更早" },
   optionsOfThis: "此对话的选项",
@@ -260,6 +261,21 @@ export const TEXT = {
     notHere: "请在单独的标签页中打开 Ponder 进行此操作。",
   },
 
+  tab: {
+    thinking: (name) => `思考中 … ${name}`,
+    ready: (title) => `✓ 已完成：${title}`,
+    ended: (title) => `已结束：${title}`,
+  },
+  bell: {
+    offer: "完成时通知我",
+    decline: "不用了",
+    willTell: "完成时会通知你。",
+    blocked: "浏览器不显示来自这里的通知。可以在浏览器的网站设置中允许。",
+    isReady: (title) => `“${title}”已有回答。`,
+    hasEnded: (title) => `“${title}”已结束，回答不完整。`,
+    open: "打开",
+  },
+
   settings: {
     title: "设置",
     sections: { general: "常规", model: "模型", chats: "对话", account: "账号" },
@@ -275,6 +291,11 @@ export const TEXT = {
     panelOpens: "模型开始思考时自动打开",
     panelFigures: "显示时间、token 数和预算",
     panelFollows: "模型书写时自动滚动",
+    whenReady: "回答完成时",
+    notify: "我在看别处时显示通知",
+    notifyBlocked: "浏览器不显示来自这里的通知。可以在浏览器的网站设置中允许。",
+    notifyNever: "这个浏览器不显示来自这类页面的通知。",
+    sound: "播放一声短促的提示音",
     prompt: "给模型的指示",
     promptHint: "作为系统提示放在每个对话之前，从你之后发送的消息开始生效。",
     promptCount: (number, most) => `${count(number)} / ${count(most)} 个字符`,
