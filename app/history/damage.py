@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
+from app.history.states import FINAL_STATES, OPEN_STATES
+
 DAMAGED_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
-_STATES = frozenset({"queued", "running", "done", "stopped", "failed", "interrupted"})
 _EFFORT = re.compile(r"[a-z]{0,16}")
 _CODE = re.compile(r"[a-z_]{0,64}")
 _NOTE = {
@@ -85,7 +86,7 @@ def known_role(role: str, *, is_answer: bool) -> str:
 def readable_run(row: RunRow) -> dict[str, Any]:
     """The fields of a run that can be shown; a note says so where some cannot."""
     found: dict[str, Any] = {
-        "state": row.state if row.state in _STATES else "interrupted",
+        "state": row.state if row.state in (*OPEN_STATES, *FINAL_STATES) else "interrupted",
         "effort": row.effort if _EFFORT.fullmatch(row.effort) else "",
         "error_code": row.error_code if _CODE.fullmatch(row.error_code) else "failed",
         "options": row.options,

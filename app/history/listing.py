@@ -10,10 +10,11 @@ from sqlalchemy import Row, Select, and_, bindparam, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from app.errors import BadRequest
+from app.history.states import open_sql
 from app.history.tables import ConversationTable, RunTable
 
 # Word for word what the indexes of open runs say: a database uses them for nothing else
-IS_OPEN = text("runs.state IN ('queued', 'running')")
+IS_OPEN = text(open_sql("runs"))
 _ORDER = (ConversationTable.is_pinned, ConversationTable.recency, ConversationTable.id)
 
 # What the list shows of a conversation: columns, as making rows of the ORM takes longer than the query

@@ -10,6 +10,7 @@ OPEN_STATES: Final[tuple[OpenState, ...]] = get_args(OpenState)
 FINAL_STATES: Final[tuple[FinalState, ...]] = get_args(FinalState)
 
 
-def is_open(state: str) -> bool:
-    """Whether more will come of a run in this state."""
-    return state in OPEN_STATES
+def open_sql(table: str = "") -> str:
+    """That a run is open, in SQL; the partial indexes of open runs say it in the same words, or they are not used."""
+    column = f"{table}.state" if table else "state"
+    return f"{column} IN ({', '.join(map(repr, OPEN_STATES))})"

@@ -3,7 +3,7 @@
 Frozen dataclasses come out; no row leaves its session.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +18,8 @@ from app.history.database import Database
 from app.history.listing import IS_OPEN, ListedRow, cursor_of, listed, next_recency, page
 from app.history.search.index import SEARCH_VERSION, index_message, index_title, put_entry
 from app.history.search.terms import terms
-from app.history.states import OPEN_STATES, FinalState
+from app.history.states import OPEN_STATES, FinalState, RunState
+from app.history.storable import storable
 from app.history.tables import ConversationTable, MessageTable, PersonTable, RunTable
 from app.history.tree import (
     accepted_rows,
@@ -35,6 +36,7 @@ from app.history.usage import Allowance, count_usage, refuse_too_much
 
 # Ten seconds in which a deletion can be undone, and a few for the way of the request
 UNDO = timedelta(seconds=15)
+_LONGEST_MODEL = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Run:
     id: str
     conversation_id: str
     answer_id: str
-    state: str
+    state: RunState
     model: str
     effort: str
     options: dict[str, Any]
@@ -548,7 +550,7 @@ class Store:
             return db.scalar(
                 update(RunTable)
                 .where(RunTable.id == run_id, RunTable.state.in_(OPEN_STATES), is_there.exists())
-                .values(state="running", model=model)
+                .values(state="running", model=storable(model)[:_LONGEST_MODEL])
                 .returning(RunTable.owner_id)
             )
 
@@ -631,12 +633,18 @@ class Store:
 
         return self.database.transact(work)
 
-    def interrupt_open_runs(self) -> int:
-        """At the start: whatever was open when the last process ended is interrupted. How many there were."""
+    def interrupt_open_runs(self, *, but_not: Collection[str] = (), older_than: timedelta | None = None) -> int:
+        """Whatever is open is interrupted, as nobody carries it on. How many there were."""
+        left: list[ColumnElement[bool]] = [RunTable.state.in_(OPEN_STATES), RunTable.id.not_in(but_not)]
+        if older_than is not None:
+            left.append(RunTable.created_at < now() - older_than)
+        with self.database.reading() as db:
+            if db.scalar(select(RunTable.id).where(*left).limit(1)) is None:
+                return 0
         with self.database.writing() as db:
             found = db.execute(
                 update(RunTable)
-                .where(RunTable.state.in_(OPEN_STATES))
+                .where(*left)
                 .values(state="interrupted", ended_at=now())
                 .returning(RunTable.owner_id, RunTable.conversation_id, RunTable.usage)
             ).all()

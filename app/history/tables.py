@@ -26,6 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from app.history.damage import DAMAGED_MOMENT, DamagedList, DamagedObject
+from app.history.states import open_sql
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -289,7 +290,7 @@ class MessageTable(Table):
     created_at: Mapped[datetime]
 
 
-_OPEN = text("state IN ('queued', 'running')")
+_OPEN = text(open_sql())
 
 
 class RunTable(Table):

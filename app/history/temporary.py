@@ -244,6 +244,11 @@ class History:
         """The store that the conversation, message or run is in, if there is one."""
         return self.temporary if is_temporary(any_id) else self.kept
 
+    @property
+    def stores(self) -> tuple[Store, Store]:
+        """Both."""
+        return self.kept, self.temporary
+
     def close(self) -> None:
         """Give back every connection; what is temporary is gone."""
         self.temporary.database.close()

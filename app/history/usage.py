@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound, QuotaUsedUp, TooManyRuns
 from app.history.database import Database
-from app.history.states import OPEN_STATES
+from app.history.states import FINAL_STATES, OPEN_STATES
 from app.history.tables import (
     ConversationTable,
     MessageTable,
@@ -20,7 +20,7 @@ from app.history.tables import (
     UsageTable,
 )
 
-_COUNTS = ("runs", "done", "stopped", "failed", "interrupted", "reasoning_tokens", "answer_tokens")
+_COUNTS = ("runs", *FINAL_STATES, "reasoning_tokens", "answer_tokens")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.history.states import RunState
 from app.history.store import Run, StoredMessage
 from app.runs.log import Event
 from app.runs.shown import answer_html, reasoning_html
@@ -10,7 +11,7 @@ from app.runs.shown import answer_html, reasoning_html
 
 def done_content(
     *,
-    state: str,
+    state: RunState,
     answer_id: str,
     error: tuple[str, str] | None,
     usage: Mapping[str, Any],
@@ -30,7 +31,7 @@ def done_content(
 
 def snapshot_content(
     *,
-    state: str,
+    state: RunState,
     place: int,
     stage: str,
     notes: Sequence[Mapping[str, Any]],

@@ -1,8 +1,13 @@
+from datetime import timedelta
+
 import pytest
+from sqlalchemy import select
 
 from app.errors import ConversationBusy, NotFound
 from app.history.people import People
+from app.history.removal import remove_conversations
 from app.history.store import Accepted, Changes, Ending, Store, Written, branch, title_from
+from app.history.tables import ConversationTable, MessageTable, RunTable, SearchEntryTable
 from app.history.usage import Allowance
 
 
@@ -81,13 +86,45 @@ def test_what_a_run_wrote_is_kept_with_its_notes_and_counts(store: Store, owner:
     assert answer.run.notes[0]["kind"] == "budget"
 
 
-def test_saving_a_run_that_was_deleted_does_nothing(store: Store, owner: str) -> None:
+def test_what_a_run_wrote_in_a_deleted_chat_is_there_when_the_deletion_is_undone(store: Store, owner: str) -> None:
     conversation = store.add_conversation(owner)
     accepted = accept(store, owner, conversation.id)
     store.delete_conversation(owner, conversation.id)
-    end(store, accepted.run_id)
+    end(store, accepted.run_id, "Because.", "stopped")
     with pytest.raises(NotFound):
         store.message(owner, accepted.answer_id)
+    store.restore_conversation(owner, conversation.id)
+    message = store.message(owner, accepted.answer_id)
+    assert message.run is not None
+    assert (message.text, message.run.state) == ("Because.", "stopped")
+
+
+@pytest.mark.parametrize("is_end", [False, True])
+def test_a_run_that_was_removed_is_saved_no_more(store: Store, owner: str, is_end: bool) -> None:
+    conversation = store.add_conversation(owner)
+    accepted = accept(store, owner, conversation.id)
+    remove_conversations(store.database, ConversationTable.id == conversation.id)
+    written, ending = Written("SECRET", "SECRET", [], {}, {}, 9), Ending("done", "SECRET", "SECRET", 1)
+    assert store.save(accepted.run_id, written, ending if is_end else None) is None
+    assert store.end_run(accepted.run_id, ending) is None
+    with store.database.reading() as db:
+        for table in (MessageTable, RunTable, SearchEntryTable):
+            assert db.scalars(select(table)).all() == []
+
+
+def test_only_what_is_open_and_old_and_carried_by_nobody_is_interrupted(store: Store, owner: str) -> None:
+    runs = [accept(store, owner, store.add_conversation(owner).id, f"number {number}").run_id for number in range(3)]
+    end(store, runs[0])
+    assert store.interrupt_open_runs(older_than=timedelta(minutes=1)) == 0
+    assert store.interrupt_open_runs(but_not=[runs[1]], older_than=timedelta()) == 1
+    assert [store.run(owner, run_id).state for run_id in runs] == ["done", "queued", "interrupted"]
+
+
+@pytest.mark.parametrize("name", ["m" * 250, "half\ud800", "nul\x00"])
+def test_a_run_starts_whatever_the_folder_of_the_model_is_called(store: Store, owner: str, name: str) -> None:
+    accepted = accept(store, owner, store.add_conversation(owner).id)
+    assert store.start_run(accepted.run_id, name) == owner
+    assert store.run(owner, accepted.run_id).model[:3] == name[:3]
 
 
 def test_what_was_written_so_far_never_comes_over_the_end(store: Store, owner: str) -> None:

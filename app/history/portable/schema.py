@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.history.portable.shape import MOST_MESSAGES, MOST_TEXT_BYTES, TITLE_CHARS
+from app.history.states import FinalState
 
 SENTENCE_CHARS = 2000
 _MOST_COUNT = 10**12
@@ -58,7 +59,7 @@ class ErrorPart(_Part):
 class RunPart(_Part):
     """How an answer came about."""
 
-    state: Literal["done", "stopped", "failed", "interrupted"]
+    state: FinalState
     model: Annotated[str, Field(max_length=200)]
     effort: Annotated[str, Field(pattern="^[a-z]{0,16}$")]
     notes: Annotated[list[NotePart], Field(max_length=1000)]

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from app.history.states import FinalState
+
 MOST_MESSAGES = 10_000
 MOST_TEXT_BYTES = 4 * 1024 * 1024
 TITLE_CHARS = 200
@@ -13,7 +15,7 @@ TITLE_CHARS = 200
 class FileRun:
     """How an answer came about; never one that goes on."""
 
-    state: str = "done"
+    state: FinalState = "done"
     model: str = ""
     effort: str = ""
     notes: list[dict[str, Any]] = field(default_factory=list)
