@@ -69,6 +69,7 @@ class Phrases:
 
 
 _MOST_EMPTY = 2
+_TOKENS_OF_A_CHARACTER = 4
 _NOTHING_WRITTEN = "The model stopped twice without writing anything. What it wrote before is kept; try again."
 HEADING = "**Final Answer:** "
 
@@ -117,6 +118,7 @@ class Course:
     _is_window_short: bool = field(init=False)
     _closes: NoteKind | None = None
     _patience: int = 0
+    _textless: int = 0
     _is_answer_asked: bool = False
     _counted: int = 0
     _empty_completions: int = 0
@@ -211,6 +213,7 @@ class Course:
         return self._step(self._splitter.finish(), is_over=True)
 
     def _is_time_to_close(self, text: str) -> bool:
+        self._textless = 0 if text else self._textless + 1
         if self._closes is None and self.counts.reasoning >= self.budget:
             self._closes = "context_end" if self._is_window_short else "budget"
             # The window's end allows no waiting for the end of the line
@@ -218,7 +221,8 @@ class Course:
         if self._closes is None:
             return False
         self._patience -= 1
-        is_character_whole = text != ""
+        # Special tokens have no text either, however many come
+        is_character_whole = text != "" or self._textless >= _TOKENS_OF_A_CHARACTER
         return is_character_whole and ("\n" in text or self._patience < 0)
 
     def _close(self, written: list[Written]) -> Step:

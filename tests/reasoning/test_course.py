@@ -222,3 +222,30 @@ def test_no_course_goes_on_for_ever(kind: str, thinking: int) -> None:
         talk.finish("length")
     assert talk.is_over
     assert all(len(c.prompt) + c.max_new_tokens <= 300 for c in talk.completions)
+
+
+@pytest.mark.parametrize("why", ["budget", "answer_now", "context_end"])
+def test_the_reasoning_is_closed_within_no_character_and_is_not_held_open_by_tokens_without_text(why: str) -> None:
+    window = 128 if why == "context_end" else PROFILE.context_window
+    profile = replace(PROFILE, context_window=window, answer_reserve=64)
+    talk = Talk(profile, thinking=16 if why == "budget" else 10_000, prompt_tokens=10)
+    talk.write(" word" * (talk.course.budget - 1))
+    if why == "answer_now":
+        talk.course.answer_now()
+    if why != "context_end":
+        talk.write(" more" * (8 if why == "budget" else 24))
+    assert talk.notes == []
+    # Three bytes of a character, whose text comes with the fourth
+    talk.take(talk.course.read(Delta("r", (2001, 2002, 2003), ("",) * 3)))
+    assert talk.notes == []
+    talk.take(talk.course.read(Delta("r", (2004, 2005), ("\N{GRINNING FACE}", " dropped"))))
+    assert talk.notes == [why]
+    assert "\N{GRINNING FACE}\n\n" in talk.texts["reasoning"]
+    assert talk.completions[-1].prompt[len(talk.prompt) :][-len(talk.course.phrases.closing) - 1] == 2004
+
+    special = Talk(profile, thinking=16 if why == "budget" else 10_000, prompt_tokens=10)
+    if why == "answer_now":
+        special.course.answer_now()
+    special.take(special.course.read(Delta("r", (3000,) * 1000, ("",) * 1000)))
+    assert special.notes == [why]
+    assert special.completions[-1].max_new_tokens >= 59
