@@ -40,7 +40,8 @@ class Admission:
         self._engine = engine
         self._carrier = carrier
         self._accepting: Counter[str] = Counter()
-        self._counting: dict[str, asyncio.Lock] = {}
+        self._counting: Counter[str] = Counter()
+        self._locks: dict[str, asyncio.Lock] = {}
 
     def refuse_at_once(self, owner_id: str, address: str, allowance: Allowance) -> None:
         """Refuse what has no place, before anything is read or counted for it.
@@ -104,7 +105,8 @@ class Admission:
             return None
         refuse_hopeless(told[-1].text, profile)
         system = options.system_prompt if options.system_prompt is not None else profile.system_prompt
-        lock = self._counting.setdefault(owner_id, asyncio.Lock())
+        lock = self._locks.setdefault(owner_id, asyncio.Lock())
+        self._counting[owner_id] += 1
         try:
             async with asyncio.timeout(_COUNT_S), lock:
                 return await fit(self._engine, profile, system, told)
@@ -117,8 +119,9 @@ class Admission:
                 raise
             return None  # its process is being started again; the run waits for it
         finally:
-            if not lock.locked():
-                self._counting.pop(owner_id, None)
+            self._counting[owner_id] -= 1
+            if not self._counting[owner_id]:
+                del self._counting[owner_id], self._locks[owner_id]
 
 
 def refuse_a_second_run(conversation: Conversation) -> None:

@@ -7,11 +7,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from app.engine.base import Delta, Engine, EngineEvent, EngineStatus, Finished, ModelProfile
 from app.errors import EngineFailed, NotFound, PonderError, StorageFailed
-from app.history.states import OPEN_STATES
+from app.history.states import OPEN_STATES, FinalState
 from app.history.temporary import History
 from app.runs.keeper import Keeper
 from app.runs.line import Line
@@ -21,7 +22,11 @@ from app.runs.loops import Loop
 
 _SHOW_EVERY_S = 0.2
 _SAVE_EVERY_S = 1.0
+_TURNS_EVERY_S = 5.0
 _KEEP_LOG_S = 60.0
+_LOOK_EVERY_S = 30.0
+# Longer than a run is on its way from the database into the line
+_LEFT_OPEN = timedelta(seconds=60)
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
@@ -42,8 +47,10 @@ class Carrier:
         self._begun = asyncio.Event()
         self._loops = (
             Loop("pass on what the model writes", self._read_engine),
+            Loop("give those who wait their turn", self._give_turns, _TURNS_EVERY_S),
             Loop("show what the model writes", self._show, _SHOW_EVERY_S),
             Loop("save what the model writes", self._keep, _SAVE_EVERY_S),
+            Loop("end runs that were left open", self._end_left_open, _LOOK_EVERY_S),
             *more_loops,
         )
 
@@ -62,13 +69,15 @@ class Carrier:
         running = list(self._running.values())
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, *self._to_finish, return_exceptions=True)
+        while self._to_finish:
+            await asyncio.gather(*self._to_finish, return_exceptions=True)
         # Those who wait, and a task that was cancelled before its first step
         for run in list(self._live.values()):
-            if run.state in OPEN_STATES:
+            if not run.log.is_closed:
                 self.line.leave(run)
                 run.end_unstarted("interrupted")
                 await self._settle(run)
+        await self._keeper.save_ends()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -94,7 +103,7 @@ class Carrier:
         return max(0, live.place) if live else 0
 
     async def until_one_begins(self) -> None:
-        """Wait until a run has begun or none will any more, but no longer than readers go without a sign of life."""
+        """Wait until a run has begun or will not any more, but no longer than readers go without a sign of life."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._begun.wait(), HEARTBEAT_S)
 
@@ -108,8 +117,7 @@ class Carrier:
         """What is in the database is in line, unless the service has closed meanwhile."""
         self._live[run.id] = run
         if self.is_closed:
-            run.end_unstarted("interrupted")
-            await self._settle(run)
+            await self._end_unstarted(run, "interrupted")
         else:
             self.line.join(run)
             self._advance()
@@ -122,20 +130,18 @@ class Carrier:
         if run.state not in OPEN_STATES:
             return
         if order == "stop" and self.line.leave(run):
-            run.end_unstarted("stopped")
-            await self._settle(run)
-            self._advance()
+            await self._end_unstarted(run, "stopped")
         elif run in self.line:
             run.is_answer_wanted = True  # as soon as it begins
         else:
-            run.inbox.put_nowait(order)
+            run.give(order)
 
     async def stop(self, runs: Sequence[LiveRun]) -> None:
         """Stop runs and wait until all are over."""
         for run in runs:
             await self.order(run, "stop")
         for run in runs:
-            await self.until_over(run.id)
+            await run.log.until_closed()
 
     async def stop_deleted(self, runs: Sequence[LiveRun]) -> None:
         """Stop those of the runs whose conversation is not there any more."""
@@ -147,16 +153,10 @@ class Carrier:
             except StorageFailed:
                 return  # asked again when it starts
 
-    async def until_over(self, run_id: str) -> None:
-        """Wait until a run that goes on is over."""
-        task = self._running.get(run_id)
-        if task is not None:
-            await asyncio.wait([task])
-
     # Inside
 
     def _wake_readers(self) -> None:
-        """A run has begun, or none will any more."""
+        """A run has begun, or will not any more."""
         self._begun.set()
         self._begun = asyncio.Event()
 
@@ -173,14 +173,18 @@ class Carrier:
             run = self.line.next()
             if run is None:
                 break
-            self._running[run.id] = self._spawn(self._carry(run, profile), self._to_finish)
+            self._running[run.id] = self.finish(self._carry(run, profile))
         for index, run in enumerate(self.line.runs()):
             run.wait(index + len(self._running), "queued", "" if is_ready else status.stage)
+
+    async def _give_turns(self) -> None:
+        """Whoever ends gives the turn on at once; this is for the day on which one does not."""
+        self._advance()
 
     def _fail_waiting(self, status: EngineStatus) -> None:
         while (run := self.line.next()) is not None:
             run.fail(unavailable(status.problem, status.remedy))
-            self._spawn(self._settle(run), self._to_finish)
+            self.finish(self._settle(run))
 
     async def _carry(self, run: LiveRun, profile: ModelProfile) -> None:
         """One run from its start to the database; whatever is raised on the way ends this run alone."""
@@ -202,16 +206,23 @@ class Carrier:
         finally:
             self._running.pop(run.id, None)
             await self._settle(run)
-            self._advance()
+
+    async def _end_unstarted(self, run: LiveRun, state: FinalState) -> None:
+        """End a run that has no slot, also when whoever asked for it hangs up meanwhile."""
+        run.end_unstarted(state)
+        await asyncio.shield(self.finish(self._settle(run)))
 
     async def _settle(self, run: LiveRun) -> None:
-        """Put the end of a run into the database, tell its readers, forget it after a while."""
-        is_saved = await self._keeper.save_end(run)
-        run.say_done()
+        """Put the end of a run into the database, tell its readers, forget it after a while; its slot is free."""
+        try:
+            is_saved = await self._keeper.save_end(run)
+        finally:
+            run.say_done()
         if is_saved:
             asyncio.get_running_loop().call_later(_KEEP_LOG_S, self._live.pop, run.id, None)
         else:
             self._spawn(self._save_end_later(run))
+        self._advance()
 
     async def _save_end_later(self, run: LiveRun) -> None:
         await self._keeper.save_end_later(run)
@@ -245,6 +256,17 @@ class Carrier:
         """Save what runs have written."""
         for run in self._running_now():
             await self._keeper.save(run)
+
+    async def _end_left_open(self) -> None:
+        """End what the database takes for open and nobody carries.
+
+        A commit may have been made though it seemed to fail, and at the start the database may have been away.
+        """
+        for store in self._history.stores:
+            left = await asyncio.to_thread(store.interrupt_open_runs, but_not=list(self._live), older_than=_LEFT_OPEN)
+            if left:
+                _log.warning("%d runs that nobody carried on were ended", left)
+                self._wake_readers()
 
     def _running_now(self) -> list[LiveRun]:
         return [self._live[run_id] for run_id in list(self._running) if run_id in self._live]

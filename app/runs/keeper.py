@@ -61,6 +61,11 @@ class Keeper:
             await self.save_end(run)
         _log.info("the end of run %s is saved", run.id)
 
+    async def save_ends(self) -> None:
+        """Try once more with every end that is held here."""
+        for run in list(self._unsaved.values()):
+            await self.save_end(run)
+
     async def save_ends_in(self, conversation_id: str) -> None:
         """Before a conversation goes on, all of it must be in the database.
 

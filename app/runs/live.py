@@ -78,6 +78,7 @@ class LiveRun:
     error: PonderError | None = None
     request_id: str = ""
     saved_event: int = 0
+    _is_stopped: asyncio.Event = field(default_factory=asyncio.Event)
     _completions: int = 0
     _course: Course | None = None
     _cached_tokens: int = 0
@@ -94,7 +95,10 @@ class LiveRun:
         self.model = profile.name
         self.wait(0, "running", "")
         try:
-            course = await self._plan(engine, profile)
+            course = await self._planned(engine, profile)
+            if course is None:
+                self._end("stopped")
+                return
             self._follow(course.begin(), engine)
             if self.is_answer_wanted:
                 course.answer_now(patience=0)
@@ -104,12 +108,18 @@ class LiveRun:
             self._break_off("interrupted", engine)
             raise
         except PonderError as error:
-            self._cancel(engine)
-            self.fail(error)
+            self.error = error
+            self._break_off("failed", engine)
         except Exception:
             _log.exception("run %s failed", self.id)
-            self._cancel(engine)
-            self.fail(EngineFailed(_SORRY))
+            self.error = EngineFailed(_SORRY)
+            self._break_off("failed", engine)
+
+    def give(self, order: Order) -> None:
+        """Have an order obeyed, also while the engine does not answer."""
+        if order == "stop":
+            self._is_stopped.set()
+        self.inbox.put_nowait(order)
 
     def wait(self, place: int, state: RunState, stage: str) -> None:
         """Where the run stands; logged when it changed. One that is over stands nowhere any more."""
@@ -216,19 +226,32 @@ class LiveRun:
 
     def say_done(self) -> None:
         """Tell readers that it is over, and let them go."""
-        written, error = self.written(), self.error
-        done = done_content(
-            state=self.state,
-            answer_id=self.answer_id,
-            error=(error.code, storable(error.message)) if error else None,
-            usage=written.usage,
-            timing=written.timing,
-            notes=written.notes,
-        )
-        self.log.write("done", done)
-        self.log.close()
+        try:
+            written, error = self.written(), self.error
+            done = done_content(
+                state=self.state,
+                answer_id=self.answer_id,
+                error=(error.code, storable(error.message)) if error else None,
+                usage=written.usage,
+                timing=written.timing,
+                notes=written.notes,
+            )
+            self.log.write("done", done)
+        finally:
+            self.log.close()
 
     # Inside
+
+    async def _planned(self, engine: Engine, profile: ModelProfile) -> Course | None:
+        """The course, or None where the run is stopped before it has one: the engine may take its time."""
+        planning = asyncio.create_task(self._plan(engine, profile))
+        stopping = asyncio.create_task(self._is_stopped.wait())
+        try:
+            await asyncio.wait({planning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return planning.result() if planning.done() else None
+        finally:
+            planning.cancel()
+            stopping.cancel()
 
     async def _plan(self, engine: Engine, profile: ModelProfile) -> Course:
         system = self.options.system_prompt if self.options.system_prompt is not None else profile.system_prompt
@@ -314,6 +337,8 @@ class LiveRun:
 
     def _break_off(self, state: FinalState, engine: Engine) -> None:
         self._cancel(engine)
+        if self.state in FINAL_STATES:
+            return
         try:
             if self._course is not None:
                 self.transcript.write(self._course.break_off().written)

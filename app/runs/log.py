@@ -31,7 +31,7 @@ class RunLog:
         self._version = 0
         self._wake = asyncio.Event()
         self._readers = 0
-        self.is_closed = False
+        self._closed = asyncio.Event()
 
     @property
     def last_seq(self) -> int:
@@ -40,6 +40,10 @@ class RunLog:
     @property
     def has_readers(self) -> bool:
         return self._readers > 0
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Append an event for good."""
@@ -59,8 +63,12 @@ class RunLog:
     def close(self) -> None:
         """Nothing more will come; readers end behind the last event."""
         self._passing.clear()
-        self.is_closed = True
+        self._closed.set()
         self._notify()
+
+    async def until_closed(self) -> None:
+        """Wait until nothing more will come."""
+        await self._closed.wait()
 
     async def follow(self, after: int) -> AsyncIterator[list[Event]]:
         """Everything behind sequence number `after`, then what comes, until the log is closed.

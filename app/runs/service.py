@@ -239,7 +239,8 @@ class RunService:
             NotFound: no such run, or not this person's.
         """
         await self.order(owner_id, run_id, "stop")
-        await self._carrier.until_over(run_id)
+        if (run := self._carrier.live(run_id)) is not None:
+            await run.log.until_closed()
 
     async def stop_any(self, run_id: str) -> bool:
         """Stop a run whoever it belongs to, also one that the database knows no more; whether it was there."""

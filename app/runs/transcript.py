@@ -3,8 +3,9 @@
 The model's text becomes ours here: what no database takes is replaced.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal
 
 from app.history.storable import storable
@@ -24,6 +25,7 @@ class Channel:
     blocks: list[str] = field(default_factory=list)
     renderer: StreamRenderer = field(default_factory=StreamRenderer)
     is_tail_old: bool = False
+    is_undrawn: bool = False
 
     @property
     def text(self) -> str:
@@ -31,7 +33,17 @@ class Channel:
 
     @property
     def html(self) -> str:
+        if self.is_undrawn:
+            return f"<pre><code>{escape(self.text)}</code></pre>"
         return "".join(self.blocks)
+
+    def draw(self, work: Callable[[], list[str]]) -> list[str]:
+        """Blocks that the renderer makes; where it fails, the text is shown as it is."""
+        try:
+            return [storable(html) for html in work()]
+        except Exception:
+            self.is_undrawn = True
+            raise
 
 
 class Transcript:
@@ -54,22 +66,28 @@ class Transcript:
         self._append(pieces)
 
     def finish(self) -> None:
-        """Close what is open."""
+        """Close what is open, each channel also where the other cannot be."""
+        failed: list[Exception] = []
         for name in _CHANNELS:
-            self._close(name, self.channels[name].renderer.finish())
+            try:
+                self._close(name, self.channels[name].renderer.finish)
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def close_reasoning(self) -> None:
         """The answer begins: the reasoning's last piece is whole, so that notes come behind it."""
         channel = self.channels["reasoning"]
         channel.is_tail_old = False
-        self._close("reasoning", channel.renderer.finish())
+        self._close("reasoning", channel.renderer.finish)
 
     def show_tails(self) -> None:
         """Show the open pieces as they are now; costs nothing where nothing changed."""
         for name, channel in self.channels.items():
             if channel.is_tail_old:
                 channel.is_tail_old = False
-                content = {"channel": name, "index": len(channel.blocks), "html": channel.renderer.tail()}
+                content = {"channel": name, "index": len(channel.blocks), "html": storable(channel.renderer.tail())}
                 self._log.pass_on(f"tail-{name}", "tail", content)
 
     def _append(self, pieces: list[Piece]) -> None:
@@ -84,11 +102,11 @@ class Transcript:
         channel = self.channels[name]
         channel.texts.append(text)
         channel.is_tail_old = True
-        self._close(name, channel.renderer.push(text))
+        self._close(name, lambda: channel.renderer.push(text))
 
-    def _close(self, name: ChannelName, blocks: list[str]) -> None:
+    def _close(self, name: ChannelName, work: Callable[[], list[str]]) -> None:
         channel = self.channels[name]
-        for html in blocks:
+        for html in channel.draw(work):
             self._log.forget(f"tail-{name}")
             self._log.write("block", {"channel": name, "index": len(channel.blocks), "html": html})
             channel.blocks.append(html)

@@ -9,6 +9,7 @@ from app.config import Settings
 from app.history.people import People
 from app.history.store import Store, StoredMessage
 from app.history.temporary import History
+from app.runs import carrier
 from app.runs.live import Options
 from app.runs.log import Event
 from app.runs.service import AcceptedRun, RunService
@@ -53,7 +54,19 @@ class World:
         return self.store.message(self.owner, accepted.answer_id)
 
 
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110  what is waited for sets no event
+        await asyncio.sleep(0.005)
+
+
 Body = Callable[[World], Awaitable[None]]
+
+
+@pytest.fixture
+def quick_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens once a second in life happens at once in a test."""
+    for name in ("_SAVE_EVERY_S", "_SHOW_EVERY_S", "_TURNS_EVERY_S", "_LOOK_EVERY_S"):
+        monkeypatch.setattr(carrier, name, 0.01)
 
 
 @pytest.fixture

@@ -15,23 +15,12 @@ from app.runs import carrier, service
 from app.runs.live import LiveRun, Options
 from app.runs.loops import Loop
 from app.runs.transcript import Transcript
-from tests.runs.conftest import Body, World
+from tests.runs.conftest import Body, World, until
 from tests.scripted import CLOSE, CLOSING_WORDS, HOLD
 
 InWorld = Callable[[Body], None]
 _TEXT = "calm text"
-
-
-@pytest.fixture(autouse=True)
-def quick_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens once a second in life happens at once in a test."""
-    monkeypatch.setattr(carrier, "_SAVE_EVERY_S", 0.01)
-    monkeypatch.setattr(carrier, "_SHOW_EVERY_S", 0.01)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  what is waited for sets no event
-        await asyncio.sleep(0.005)
+pytestmark = pytest.mark.usefixtures("quick_loops")
 
 
 async def other(world: World) -> Any:

@@ -6,7 +6,7 @@ from app.engine.base import EngineStatus
 from app.errors import ConversationBusy, EmptyText, ModelUnavailable, NotFound, PromptTooLong, QueueFull, TextTooLarge
 from app.history.people import People
 from app.runs.log import Event
-from tests.runs.conftest import Body, World
+from tests.runs.conftest import Body, World, until
 from tests.scripted import CLOSE, CLOSING_WORDS, HOLD
 
 InWorld = Callable[[Body], None]
@@ -275,14 +275,12 @@ def test_closing_the_service_interrupts_runs_and_keeps_their_text(in_world: InWo
     in_world(body)
 
 
+@pytest.mark.usefixtures("quick_loops")
 def test_the_text_is_in_the_database_while_the_run_goes_on(in_world: InWorld) -> None:
     async def body(world: World) -> None:
         world.engine.scripts.append(f"so far{HOLD}")
         accepted = await world.send()
-        await world.until(accepted.run_id, "delta")
-        run = world.runs._carrier._live[accepted.run_id]
-        await world.runs._keeper.save(run)
-        assert world.answer(accepted).reasoning == "so far"
+        await until(lambda: world.answer(accepted).reasoning == "so far")
         assert world.store.run(world.owner, accepted.run_id).state == "running"
 
     in_world(body)
