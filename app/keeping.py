@@ -20,6 +20,7 @@ from app.errors import BadPassword, StorageFailed, UsernameTaken
 from app.history import snapshots
 from app.history.database import Database
 from app.history.people import People
+from app.history.search import forget_deleted
 from app.history.sqlite import file_of
 from app.history.usage import Usage
 
@@ -61,6 +62,8 @@ def purge(*, is_dry: bool) -> int:
     settings = read_settings()
     database, people, _ = _open()
     purged = Retention(database, people, settings).purge(is_dry=is_dry)
+    if purged.guests and not is_dry:
+        forget_deleted(database)
     verb = "would be removed" if is_dry else "removed"
     print(f"{purged.guests} guests, {purged.sessions} sessions, {purged.counters} counters {verb}")
     return 0

@@ -31,6 +31,7 @@ from app.routes import admin, auth, conversations, health, me, portable, privacy
 from app.routes.access import Services, appearance
 from app.routes.guards import Guards, error_response, too_large
 from app.routes.kept_files import KeptFiles
+from app.routes.lanes import Lanes
 from app.routes.provider_clients import Providers
 from app.runs.service import RunService
 from app.runs.shown import Freshener, ReaderGone
@@ -72,6 +73,7 @@ def build_services(settings: Settings, engine: Engine) -> Services:
         imports=imports,
         runs=RunService(settings, engine, history),
         freshener=Freshener(),
+        lanes=Lanes(),
     )
 
 
@@ -104,7 +106,8 @@ def build_app(services: Services) -> FastAPI:
         jobs.cancel()
         await services.runs.close()
         services.freshener.close()
-        services.local.close()
+        for part in (services.local, services.lanes, services.removal, services.indexer, services.retention):
+            part.close()
         await asyncio.to_thread(services.imports.close)
         services.history.close()
 
@@ -133,7 +136,9 @@ async def _keep_in_order(services: Services) -> None:
     if not database.is_quickly_checked:
         await asyncio.to_thread(database.check)
     if not database.damage:
-        await asyncio.gather(services.retention.run(), services.removal.run(), services.indexer.run())
+        await asyncio.gather(
+            services.retention.run(), services.removal.run(), services.indexer.run(), services.imports.run()
+        )
 
 
 async def _nothing() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,6 +41,7 @@ class Retention:
         self._database = database
         self._people = people
         self._guest_days = timedelta(days=settings.guest_days)
+        self._worker = ThreadPoolExecutor(1, "purge")
 
     def purge(self, *, is_dry: bool = False) -> Purged:
         """Remove guests without a visit for so many days, sessions and counters that are over; or only count them.
@@ -62,11 +64,15 @@ class Retention:
                 remove_old(self._database.file)
         return Purged(guests, sessions, counters)
 
+    def close(self) -> None:
+        """End its thread, after the purge that it is at."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
     async def run(self) -> None:
         """Purge now and every hour, for as long as the server lives."""
         while True:
             try:
-                purged = await asyncio.to_thread(self.purge)
+                purged = await asyncio.get_running_loop().run_in_executor(self._worker, self.purge)
                 if purged != Purged(0, 0, 0):
                     _log.info(
                         "purged %d guests, %d sessions, %d counters", purged.guests, purged.sessions, purged.counters

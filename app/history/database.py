@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
@@ -47,6 +47,8 @@ from app.history.sqlite import (
 )
 
 T = TypeVar("T")
+# What takes people's words along: from these tables they are in the search's pages, too
+_DELETING = ("DELETE FROM people", "DELETE FROM conversations", "DELETE FROM messages", "DELETE FROM search_entries")
 # What is checked before the port is open; more of it would keep people waiting
 _QUICKLY_CHECKED_BYTES = 200 * 1024 * 1024
 _CLAIM_S = 3.0
@@ -76,6 +78,8 @@ class Database:
         self.file = file_of(self.url)
         self.is_in_memory = self.is_sqlite and self.file is None
         self.damage = ""
+        # How often people's words were deleted from the file, by whomever: what has to be forgotten is seen by it
+        self.deletions = 0
         # A write failed for a reason that lasts, like a full disk, and none was tried by `is_answering` since
         self._is_stuck = False
         self._identity: Identity | None = None
@@ -238,7 +242,13 @@ class Database:
                 "Set PONDER_DATA_DIR to a folder that can be written."
             ) from error
         refuse_network_file_system(self.file.parent)
-        return file_engine(self.url, self.file, self._refuse_another_file)
+        engine = file_engine(self.url, self.file, self._refuse_another_file)
+        event.listen(engine, "after_cursor_execute", self._count_deletion)
+        return engine
+
+    def _count_deletion(self, _connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(_DELETING) and cursor.rowcount:
+            self.deletions += 1
 
     def _migrate_file(self, file: Path) -> None:
         try:

@@ -3,6 +3,9 @@
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
 
 from sqlalchemy import ColumnElement, delete, select
 
@@ -14,8 +17,7 @@ from app.history.tables import ConversationTable, MessageTable
 
 _CONVERSATIONS = 20
 _MESSAGES = 500
-_EVERY_S = 5.0
-_FORGET_EVERY_S = 600.0
+_EVERY_S = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -48,11 +50,15 @@ def remove_conversations(database: Database, which: ColumnElement[bool]) -> int:
 class Removal:
     """Removes what cannot be undone any more, for as long as the server lives."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, undo: timedelta = UNDO, every_s: float = _EVERY_S) -> None:
         self._database = database
-        self._has_to_forget = True  # the last process may have ended before it did
-        self._forgot_at = 0.0
+        self._undo = undo
+        self._every_s = every_s
+        # How many deletions the files have no words of any more; none is known of the process before this one
+        self._forgotten = -1
+        self._rests_until = 0.0
         self._nudged = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, "removal")
 
     def remove_deleted(self) -> int:
         """Remove conversations whose deletion is final; how many.
@@ -60,38 +66,40 @@ class Removal:
         Raises:
             StorageFailed: the database gave an error; the rest is left for the next time.
         """
-        removed = remove_conversations(self._database, ConversationTable.deleted_at < now() - UNDO)
-        self._has_to_forget = self._has_to_forget or removed > 0
-        return removed
+        return remove_conversations(self._database, ConversationTable.deleted_at < now() - self._undo)
 
     def forget(self) -> None:
-        """Clear the words of what was removed from the search's pages and from the log of writes.
+        """Clear the words of whatever was removed, by anybody, from the search's pages and from the log of writes.
 
         Raises:
             StorageFailed: the database gave an error.
         """
-        forget_deleted(self._database)
-        self._has_to_forget, self._forgot_at = False, time.monotonic()
+        began, seen = time.monotonic(), self._database.deletions
+        if forget_deleted(self._database):
+            self._forgotten = seen
+        # It reads and writes all of a large index: at most half of the time
+        self._rests_until = 2 * time.monotonic() - began
 
     def forget_soon(self) -> None:
         """Somebody's everything was removed: do not wait for the next time. Call it on the event loop."""
-        self._has_to_forget, self._forgot_at = True, 0.0
         self._nudged.set()
 
+    def close(self) -> None:
+        """End its thread, after the piece that it is at."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
     async def run(self) -> None:
-        """Remove every few seconds; forget at most every ten minutes unless asked to."""
+        """Remove every few seconds, and forget whenever something was removed."""
+        loop = asyncio.get_running_loop()
         while True:
+            self._nudged.clear()
             try:
-                await asyncio.to_thread(self.remove_deleted)
-                is_due = self._forgot_at == 0.0 or time.monotonic() - self._forgot_at > _FORGET_EVERY_S
-                if self._has_to_forget and is_due:
-                    await asyncio.to_thread(self.forget)
+                await loop.run_in_executor(self._worker, self.remove_deleted)
+                if self._database.deletions != self._forgotten and time.monotonic() >= self._rests_until:
+                    await loop.run_in_executor(self._worker, self.forget)
             except StorageFailed:
                 pass  # logged where it failed
             except Exception:  # a job that has died would break what the privacy page promises
                 _log.exception("removing what was deleted failed; trying again")
-            try:
-                await asyncio.wait_for(self._nudged.wait(), _EVERY_S)
-            except TimeoutError:
-                continue
-            self._nudged.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._nudged.wait(), self._every_s)

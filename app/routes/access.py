@@ -25,6 +25,7 @@ from app.history.search import Indexer, Search
 from app.history.store import Store
 from app.history.temporary import History
 from app.history.usage import Allowance, Usage
+from app.routes.lanes import Lanes
 from app.runs.service import RunService
 from app.runs.shown import Freshener
 
@@ -55,6 +56,7 @@ class Services:
     imports: Imports
     runs: RunService
     freshener: Freshener
+    lanes: Lanes
 
 
 async def services(request: Request) -> Services:

@@ -111,7 +111,7 @@ async def list_conversations(
     if person_id is None:
         return {"items": [], "next_cursor": None}
     if q is not None:
-        return await asyncio.to_thread(_search, serving, person_id, q, cursor, limit)
+        return await serving.lanes.search.run(person_id, _search, serving, person_id, q, cursor, limit)
     found, next_cursor = serving.store.conversations(person_id, cursor, limit, is_archived=archived)
     return {"items": [_item(conversation, serving) for conversation in found], "next_cursor": next_cursor}
 

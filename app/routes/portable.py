@@ -3,7 +3,7 @@
 import asyncio
 import re
 import unicodedata
-from itertools import chain
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import quote
 
@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 from app.errors import BadImport, BadRequest, SignInFirst, TextTooLarge
 from app.history.people import Caller
 from app.history.portable import ours
-from app.history.portable.importing import cannot_keep
+from app.history.portable.importing import Imports
 from app.history.portable.markdown import as_markdown
-from app.history.store import branch, now
-from app.routes.access import MaybeCaller, MaybePerson, Person, Services, Serving
+from app.history.store import Conversation, StoredMessage, branch, now
+from app.routes.access import Address, MaybeCaller, MaybePerson, Person, Serving
 from app.routes.exported_page import as_page
 from app.routes.guards import MOST_IMPORT_BYTES
 
@@ -34,6 +34,7 @@ _Format = Literal["md", "json", "html"]
 async def export_conversation(
     conversation_id: str,
     person_id: Person,
+    request: Request,
     serving: Serving,
     format: _Format = "json",
     reasoning: bool = True,
@@ -42,10 +43,16 @@ async def export_conversation(
     """One conversation as a file; JSON has the whole tree unless only the shown branch is asked for."""
     if branches == "all" and format != "json":
         raise BadRequest("Only JSON has room for all branches. Leave “branch” out, or set “format” to “json”.")
-    title, body = await asyncio.to_thread(
-        _exported, serving, person_id, conversation_id, format, has_reasoning=reasoning, is_whole=branches != "shown"
-    )
-    return Response(body, media_type=_TYPES[format], headers=_headers(title, format))
+    store = serving.history.of(conversation_id)
+    lane = serving.lanes.export
+    conversation, messages = await lane.run(person_id, store.conversation, person_id, conversation_id)
+    messages = serving.runs.as_written(messages)
+    if format != "json" or branches == "shown":
+        messages = branch(messages, conversation.leaf_id)
+    if format == "html":
+        messages = await serving.freshener.fresh(store, person_id, messages, request.is_disconnected)
+    body = await lane.run(person_id, _exported, conversation, messages, format, has_reasoning=reasoning)
+    return Response(body, media_type=_TYPES[format], headers=_headers(conversation.title, format))
 
 
 @router.get("/me/export")
@@ -53,13 +60,20 @@ async def export_all(person_id: MaybePerson, serving: Serving, reasoning: bool =
     """Everything of this person as one file."""
     pieces = ours.exported_all(serving.store, person_id or "", has_reasoning=reasoning)
     # What fails at once fails while there is still a status to say so
-    first = await asyncio.to_thread(next, pieces)
+    first = await serving.lanes.export.run(person_id or "", next, pieces, b"")
+
+    async def all_of_them() -> AsyncIterator[bytes]:
+        piece = first
+        while piece:
+            yield piece
+            piece = await serving.lanes.export.run(person_id or "", next, pieces, b"")
+
     name = f"Ponder {now():%Y-%m-%d}"
-    return StreamingResponse(chain([first], pieces), media_type=_TYPES["json"], headers=_headers(name, "json"))
+    return StreamingResponse(all_of_them(), media_type=_TYPES["json"], headers=_headers(name, "json"))
 
 
 @router.post("/me/import")
-async def import_file(request: Request, found: MaybeCaller, serving: Serving) -> dict[str, Any]:
+async def import_file(request: Request, found: MaybeCaller, where: Address, serving: Serving) -> dict[str, Any]:
     """Take in a file: the request's body. Nobody becomes a guest by it."""
     if found is None:
         raise SignInFirst("Sign in first, or ask a question: an import needs somebody whom it is for.")
@@ -67,15 +81,19 @@ async def import_file(request: Request, found: MaybeCaller, serving: Serving) ->
     if int(request.headers.get("content-length", "0")) > most:
         raise _too_large(found)
     await asyncio.to_thread(serving.attempts.count_import, found.person_id)
-    upload, file = serving.imports.begin(found.person_id)
+    upload, file = serving.imports.begin(found.person_id, where)
     try:
         with file:
-            await _receive(request, file, most, found)
-    except BaseException:
+            async with asyncio.timeout(serving.settings.upload_timeout_s):
+                await _receive(request, serving.imports, file, most, found)
+        taking = serving.imports.start(upload)
+    except BaseException as error:
         serving.imports.drop(upload)
+        if isinstance(error, TimeoutError):
+            raise _incomplete() from error
         raise
     # Whoever leaves now leaves it to its end: there is one place that clears up
-    imported = await asyncio.shield(asyncio.wrap_future(serving.imports.start(upload)))
+    imported = await asyncio.shield(asyncio.wrap_future(taking))
     serving.indexer.nudge()
     return {
         "format": imported.format,
@@ -86,20 +104,14 @@ async def import_file(request: Request, found: MaybeCaller, serving: Serving) ->
 
 
 def _exported(
-    serving: Services, person_id: str, conversation_id: str, format: _Format, *, has_reasoning: bool, is_whole: bool
-) -> tuple[str, bytes]:
-    """The title of a conversation, and its file."""
-    conversation, messages = serving.history.of(conversation_id).conversation(person_id, conversation_id)
-    messages = serving.runs.as_written(messages)
-    shown = branch(messages, conversation.leaf_id)
+    conversation: Conversation, messages: Sequence[StoredMessage], format: _Format, *, has_reasoning: bool
+) -> bytes:
+    """The file of these messages of a conversation."""
     if format == "json":
-        found = messages if is_whole else shown
-        body = ours.HEAD + b"\n" + ours.exported(conversation, found, has_reasoning=has_reasoning) + ours.TAIL
-    elif format == "md":
-        body = as_markdown(conversation.title, shown, has_reasoning=has_reasoning).encode()
-    else:
-        body = as_page(conversation, shown, has_reasoning=has_reasoning).encode()
-    return conversation.title, body
+        return ours.HEAD + b"\n" + ours.exported(conversation, messages, has_reasoning=has_reasoning) + ours.TAIL
+    if format == "md":
+        return as_markdown(conversation.title, messages, has_reasoning=has_reasoning).encode()
+    return as_page(conversation, messages, has_reasoning=has_reasoning).encode()
 
 
 def _headers(title: str, ending: str) -> dict[str, str]:
@@ -114,7 +126,7 @@ def _headers(title: str, ending: str) -> dict[str, str]:
     }
 
 
-async def _receive(request: Request, file: BinaryIO, most: int, caller: Caller) -> None:
+async def _receive(request: Request, imports: Imports, file: BinaryIO, most: int, caller: Caller) -> None:
     """Write the body to a file, and count it.
 
     Raises:
@@ -128,24 +140,20 @@ async def _receive(request: Request, file: BinaryIO, most: int, caller: Caller) 
             async with asyncio.timeout(_SILENCE_S):
                 piece = await anext(stream, None)
         except (TimeoutError, ClientDisconnect) as error:
-            raise BadImport("The file did not arrive completely. Try again.") from error
+            raise _incomplete() from error
         received += len(piece or b"")
         if received > most:
             raise _too_large(caller)
         held += piece or b""
         if held and (piece is None or len(held) >= _WRITE_BYTES):
-            await asyncio.to_thread(_write, file, bytes(held))
+            await imports.write(file, bytes(held))
             held.clear()
         if piece is None:
             return
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
-    try:
-        file.write(data)
-        file.flush()
-    except OSError as error:
-        raise cannot_keep(error) from error
+def _incomplete() -> BadImport:
+    return BadImport("The file did not arrive completely. Try again.")
 
 
 def _most_bytes(caller: Caller) -> int:

@@ -1,6 +1,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from app.history.store import Store, StoredMessage, branch, now
 from app.history.tables import ConversationTable, MessageTable
 from tests.exports import SAMPLES, Desk, answer, as_file, conversation, question
 
+ROOT = Path(__file__).parents[2]
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -497,13 +500,12 @@ def test_an_import_fails_whole_when_its_person_is_deleted_or_signs_in_meanwhile(
     assert [desk.rows()[name] for name in ("conversations", "messages", "runs")] == [0, 0, 0]
 
 
-def test_one_file_at_a_time_for_a_person_and_four_for_all(desk: Desk) -> None:
-    people = [desk.person() for _ in range(5)]
-    begun = [desk.imports.begin(owner) for owner in people[:4]]
+def test_one_file_at_a_time_for_a_person_and_slow_bodies_keep_nobody_out(desk: Desk) -> None:
+    people = [desk.person() for _ in range(12)]
+    begun = [desk.imports.begin(owner, "192.0.2.1") for owner in people[:10]]
     with pytest.raises(TooManyAttempts, match="Your last import"):
-        desk.imports.begin(people[0])
-    with pytest.raises(TooManyAttempts, match="Others"):
-        desk.imports.begin(people[4])
+        desk.imports.begin(people[0], "192.0.2.2")
+    assert desk.take(people[10], many_talks(1)).conversations == 1
     for upload, file in begun:
         file.close()
         desk.imports.drop(upload)
@@ -511,16 +513,111 @@ def test_one_file_at_a_time_for_a_person_and_four_for_all(desk: Desk) -> None:
     assert desk.take(people[0], many_talks(1)).conversations == 1
 
 
-def test_a_file_is_readable_by_its_owner_alone_and_leftovers_go_at_the_start(desk: Desk, tmp_path: Path) -> None:
+def test_bodies_of_one_address_leave_room_for_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "_MOST_UPLOADS_OF_ONE", 2)
+    monkeypatch.setattr(importing, "_MOST_UPLOADS", 3)
+    people = [desk.person() for _ in range(5)]
+    begun = [desk.imports.begin(owner, "192.0.2.1") for owner in people[:2]]
+    with pytest.raises(TooManyAttempts, match="Others"):
+        desk.imports.begin(people[2], "192.0.2.1")
+    begun.append(desk.imports.begin(people[2], "192.0.2.2"))
+    with pytest.raises(TooManyAttempts, match="Others"):
+        desk.imports.begin(people[3], "192.0.2.3")
+    for upload, file in begun:
+        file.close()
+        desk.imports.drop(upload)
+        desk.imports.drop(upload)
+    upload, file = desk.imports.begin(people[3], "192.0.2.1")
+    file.close()
+    desk.imports.drop(upload)
+
+
+def test_only_complete_files_stand_in_line(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "_MOST_IN_LINE", 1)
+    may_go, take = threading.Event(), desk.imports.take
+    monkeypatch.setattr(desk.imports, "take", lambda upload: may_go.wait(20) and take(upload))
+    first, second = (desk.imports.begin(desk.person()) for _ in range(2))
+    for _, file in (first, second):
+        with file:
+            file.write(many_talks(1))
+    taking = desk.imports.start(first[0])
+    with pytest.raises(TooManyAttempts, match="Others"):
+        desk.imports.start(second[0])
+    may_go.set()
+    assert taking.result(20).conversations == 1
+    desk.imports.drop(second[0])
+
+
+def test_a_file_is_readable_by_its_owner_alone_and_what_a_killed_process_left_goes_at_once(
+    desk: Desk, tmp_path: Path
+) -> None:
+    others = Imports(desk.store.database, tmp_path / "imports")
     upload, file = desk.imports.begin(desk.person())
     file.close()
     assert (os.stat(upload.path).st_mode & 0o777, os.stat(upload.path.parent).st_mode & 0o777) == (0o600, 0o700)
-    Imports(desk.store.database, tmp_path / "imports").sweep()
-    assert upload.path.exists(), "it may be another process's"
+    left = upload.path.with_name("left-by-a-killed-process")
+    left.write_text("plain text")
+    for imports in (others, desk.imports):
+        imports.sweep()
+        assert upload.path.exists(), "a living process has it"
+        assert not left.exists()
+        left.write_text("plain text")
     os.utime(upload.path, (0, 0))
-    Imports(desk.store.database, tmp_path / "imports").sweep()
-    assert not upload.path.exists()
+    others.sweep()
+    assert not upload.path.exists(), "whoever has it has hung for a day"
+    desk.imports.drop(upload)
     Imports(desk.store.database, tmp_path / "nowhere").sweep()
+
+
+def test_a_process_that_is_killed_in_an_upload_leaves_nothing_to_the_next(desk: Desk, tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from app.history.portable.importing import Imports
+class Nothing: file = None
+_, file = Imports(Nothing(), Path(sys.argv[1])).begin("somebody")
+file.write(b"plain text"); file.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    folder = tmp_path / "imports"
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False)
+    assert ended.returncode == -9
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"plain text"]
+    Imports(desk.store.database, folder).sweep()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.usefixtures("small_batches")
+def test_rows_of_an_import_that_was_cut_go_at_the_next_start(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = desk.person()
+    desk.take(owner, many_talks(1))
+    before = desk.rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(importing._Writer, "show", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(importing._Writer, "undo", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            desk.take(owner, many_talks())
+    assert desk.rows() != before
+    started = Imports(desk.store.database, tmp_path / "imports")
+    desk.take(owner, many_talks(3))
+    started.remove_hidden()
+    assert desk.rows()["conversations"] == before["conversations"] + 3
+    started.close()
+
+
+def test_an_import_that_goes_on_is_not_cleared_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = importing._Writer.show
+
+    def swept(self: Any) -> None:
+        desk.imports.sweep()
+        desk.imports.remove_hidden()
+        show(self)
+
+    monkeypatch.setattr(importing._Writer, "show", swept)
+    assert desk.take(desk.person(), many_talks(5)).conversations == 5
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -393,6 +393,29 @@ def test_a_sender_who_falls_silent_is_not_waited_for(
     assert files_of(live_server) == []
 
 
+def test_slow_senders_keep_nobody_from_importing(people: Browsers) -> None:
+    held = []
+    try:
+        for _ in range(6):
+            client = people.guest()
+            head = [
+                "POST /api/me/import HTTP/1.1",
+                f"Host: {client.base_url.host}:{client.base_url.port}",
+                f"Cookie: ponder={cookie_of(client)}",
+                "Content-Length: 1000",
+                "Expect: 100-continue",
+                *(f"{name}: {value}" for name, value in OWN_PAGE.items()),
+            ]
+            held.append(socket.create_connection((client.base_url.host, client.base_url.port or 80), 20))
+            held[-1].sendall("\r\n".join([*head, "", ""]).encode())
+            assert held[-1].recv(100).startswith(b"HTTP/1.1 100"), "the server waits for the body"
+            held[-1].sendall(b"{")
+        assert take(people.guest(), as_file(conversation())).status_code == 200
+    finally:
+        for connection in held:
+            connection.close()
+
+
 def test_one_import_at_a_time_and_ten_an_hour_for_a_person(live_server: LiveServer, people: Browsers) -> None:
     client, other = people.account("ada"), people.account("bea")
     ((_, person_id),) = [

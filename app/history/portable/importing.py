@@ -4,6 +4,8 @@ Rows are written in short transactions, and until the last of them the conversat
 hour from now: nobody sees them, and if this process dies they are removed as deleted ones are.
 """
 
+import asyncio
+import fcntl
 import logging
 import os
 import threading
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import BadImport, NotFound, StorageFailed, TooManyAttempts
@@ -32,8 +34,15 @@ from app.history.tables import ConversationTable, MessageTable, PersonTable, Run
 _HIDDEN_FOR = timedelta(hours=1)
 _ROWS_AT_ONCE = 200
 _CHARS_AT_ONCE = 2 * 1024 * 1024
-_MOST_AT_ONCE = 4
 _WORKERS = 2
+# Files that are complete and wait for a worker, or have one
+_MOST_IN_LINE = 32
+# Bodies on their way; slow ones of one address leave room for others'
+_MOST_UPLOADS_OF_ONE = 32
+_MOST_UPLOADS = 256
+_SWEPT_EVERY_S = 60.0
+# No upload and no import takes so long: its process hangs
+_OLDEST_S = 24 * 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _log = logging.getLogger(__name__)
 
@@ -57,49 +66,105 @@ class Upload:
 
 
 class Imports:
-    """Takes files in, one at a time for a person. Every upload that is begun is ended by `take` or by `drop`."""
+    """Takes files in, one at a time for a person. Every upload that is begun is ended by `take` or by `drop`.
+
+    A file is locked while its process lives, so whatever is not locked is what a killed one left.
+    """
 
     def __init__(self, database: Database, folder: Path) -> None:
         self._database = database
         self._folder = folder
         self._lock = threading.Lock()
         self._busy: set[str] = set()
+        # What keeps the files locked: descriptors of their own
+        self._held: dict[Path, int] = {}
+        self._uploading: dict[Path, str] = {}
+        self._in_line = 0
+        self._left = self._hidden_rows()
         self._workers = ThreadPoolExecutor(_WORKERS, "import")
+        self._writers = ThreadPoolExecutor(_WORKERS, "upload")
         self._is_closed = False
 
     def sweep(self) -> None:
-        """At the start: remove files that an earlier process left. Young ones may be another's that goes on."""
+        """Remove the files that killed processes left."""
         with suppress(FileNotFoundError):
             for path in self._folder.iterdir():
-                if path.stat().st_mtime < time.time() - _HIDDEN_FOR.total_seconds():
-                    path.unlink(missing_ok=True)
+                with self._lock:  # none that is just being made
+                    _remove_abandoned(path)
+
+    def remove_hidden(self) -> None:
+        """Remove the rows of imports that were cut; nobody has ever seen them.
+
+        Raises:
+            StorageFailed: the database gave an error; the rest is left for the next time.
+        """
+        if self._left:
+            remove_conversations(self._database, ConversationTable.deletion_id.in_(self._left))
+            self._left = []
+
+    async def run(self) -> None:
+        """Clear up after others, now and every minute, for as long as the server lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.run_in_executor(self._writers, self.sweep)
+                await loop.run_in_executor(self._writers, self.remove_hidden)
+            except StorageFailed:
+                pass  # logged where it failed
+            except Exception:  # a job that has died would leave plain text behind
+                _log.exception("clearing up after imports failed; trying again")
+            await asyncio.sleep(_SWEPT_EVERY_S)
 
     def close(self) -> None:
         """Imports that go on end, with nothing kept."""
         self._is_closed = True
         self._workers.shutdown()
+        self._writers.shutdown()
 
-    def begin(self, owner_id: str) -> tuple[Upload, BinaryIO]:
+    def begin(self, owner_id: str, address: str = "") -> tuple[Upload, BinaryIO]:
         """A place for a file, and the file to write it to.
 
         Raises:
-            TooManyAttempts: this person's last import still goes on, or many others' do.
+            TooManyAttempts: this person's last import still goes on, or many bodies are on their way.
             StorageFailed: no file can be made.
         """
         with self._lock:
             if owner_id in self._busy:
                 raise TooManyAttempts("Your last import still goes on. Wait until it is over.", retry_after_s=10)
-            if len(self._busy) >= _MOST_AT_ONCE:
-                raise TooManyAttempts("Others are importing just now. Try again in a minute.", retry_after_s=60)
+            of_one = sum(found == address for found in self._uploading.values())
+            if of_one >= _MOST_UPLOADS_OF_ONE or len(self._uploading) >= _MOST_UPLOADS:
+                raise _others()
+            upload = Upload(owner_id, self._folder / uuid4().hex)
             self._busy.add(owner_id)
-        upload = Upload(owner_id, self._folder / uuid4().hex)
+            self._uploading[upload.path] = address
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(upload.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with self._lock:
+                descriptor = os.open(upload.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                file = os.fdopen(descriptor, "wb")
+                self._held[upload.path] = os.dup(descriptor)
+                with suppress(OSError):  # where files cannot be locked they are swept by their age alone
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.drop(upload)
             raise cannot_keep(error) from error
-        return upload, os.fdopen(descriptor, "wb")
+        return upload, file
+
+    async def write(self, file: BinaryIO, data: bytes) -> None:
+        """Add to an upload, in a thread that is there for this alone: a slow disk holds up nobody's sending.
+
+        Raises:
+            StorageFailed: it cannot be written.
+        """
+
+        def written() -> None:
+            try:
+                file.write(data)
+                file.flush()
+            except OSError as error:
+                raise cannot_keep(error) from error
+
+        await asyncio.get_running_loop().run_in_executor(self._writers, written)
 
     def drop(self, upload: Upload) -> None:
         """Remove the file; its person may import again."""
@@ -108,10 +173,42 @@ class Imports:
         finally:
             with self._lock:
                 self._busy.discard(upload.owner_id)
+                self._uploading.pop(upload.path, None)
+                held = self._held.pop(upload.path, None)
+            if held is not None:
+                os.close(held)
 
     def start(self, upload: Upload) -> Future[Imported]:
-        """`take` in a thread of few that are there for this alone."""
-        return self._workers.submit(self.take, upload)
+        """`take` in a thread of few that are there for this alone. Only from here on an upload has a place in the line:
+        bodies that are slow to come take none.
+
+        Raises:
+            TooManyAttempts: many wait already; the file is left to `drop`.
+        """
+        with self._lock:
+            if self._in_line >= _MOST_IN_LINE:
+                raise _others()
+            self._in_line += 1
+            self._uploading.pop(upload.path, None)
+        taken = self._workers.submit(self.take, upload)
+        taken.add_done_callback(self._leave_line)
+        return taken
+
+    def _leave_line(self, _: Future[Imported]) -> None:
+        with self._lock:
+            self._in_line -= 1
+
+    def _hidden_rows(self) -> list[str]:
+        """The ids of imports that ended half-way in a process before this one. Other processes may be at work on a
+        PostgreSQL: there such rows go as deleted ones do, within the hour."""
+        if self._database.file is None:
+            return []
+        try:
+            with self._database.reading() as db:
+                hidden = select(ConversationTable.deletion_id).where(ConversationTable.deleted_at > now()).distinct()
+                return [found for found in db.scalars(hidden) if found]
+        except StorageFailed:
+            return []  # as above
 
     def take(self, upload: Upload) -> Imported:
         """Import a file that is complete, and remove it.
@@ -142,6 +239,27 @@ class Imports:
             writer.undo()
             raise
         return Imported(source.format, writer.conversations, writer.messages, left_out.counts)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a file of a process that is not there any more: it would have it locked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return  # dropped meanwhile, or none of ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_abandoned = True
+    except OSError:
+        is_abandoned = os.fstat(descriptor).st_mtime < time.time() - _OLDEST_S
+    finally:
+        os.close(descriptor)
+    if is_abandoned:
+        path.unlink(missing_ok=True)
+
+
+def _others() -> TooManyAttempts:
+    return TooManyAttempts("Others are importing just now. Try again in a minute.", retry_after_s=60)
 
 
 def cannot_keep(error: OSError) -> StorageFailed:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,6 +46,11 @@ class Indexer:
         self._positions: dict[str, int] = {}
         self._unreadable: set[str] = set()
         self._nudged = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, "index")
+
+    def close(self) -> None:
+        """End its thread, after the piece that it is at."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def nudge(self) -> None:
         """There may be something to index now. Call it on the event loop."""
@@ -64,7 +70,7 @@ class Indexer:
 
     async def _index_some_and_rest(self) -> int:
         began = time.monotonic()
-        count = await asyncio.to_thread(self.index_some)
+        count = await asyncio.get_running_loop().run_in_executor(self._worker, self.index_some)
         await asyncio.sleep(max(_PAUSE_S, time.monotonic() - began))
         return count
 
