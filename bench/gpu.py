@@ -7,8 +7,9 @@ Random weights in NF4 with double quantization cost what trained ones cost. Prin
 import argparse
 import json
 import queue
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from app.engine.batched.offload import MOST_A_STEP, HostPages
 from app.engine.batched.pace import Pace
 from app.engine.batched.pages import PagePool
 from app.engine.batched.runner import Runner
-from app.engine.batched.start import make_ready
+from app.engine.batched.start import make_ready, quicker_layers
 from app.engine.model.memory import MemoryPlan
 from bench.gpu_smoke import QWQ_SHAPE, TINY_SHAPE
 from tests.engine.tiny import tiny_tokenizer
@@ -188,6 +189,65 @@ def read_rate() -> float:
     return data.numel() * 4 / timed(data.sum, 10)
 
 
+# A step's linear layers: what is called, and how wide its input is
+Calls = list[tuple[Callable[[torch.Tensor], object], int]]
+LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def linear_calls(model: Qwen2ForCausalLM, joined: Mapping[torch.nn.Module, Any]) -> Calls:
+    """The linear layers of a step in the order in which it calls them; those that are joined, at once."""
+    calls: Calls = []
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for parent, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj"))):
+            apart: Any = [getattr(parent, name) for name in names]
+            last: Any = attention.o_proj if parent is attention else mlp.down_proj
+            calls += [(one, apart[0].in_features) for one in ([joined[parent]] if parent in joined else apart)]
+            calls.append((last, last.in_features))
+    return calls
+
+
+@torch.inference_mode()
+def linears_ms(calls: Calls, rows: int, repeats: int = 12) -> float:
+    """Milliseconds of all linear layers of a step, recorded in a CUDA graph; the median of `repeats`."""
+    told = {width: torch.randn(rows, width, dtype=torch.bfloat16, device=DEVICE) for width in {w for _, w in calls}}
+
+    def work() -> None:
+        for call, width in calls:
+            call(told[width])
+
+    if not IS_CUDA:
+        return 1e3 * timed(work)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work()
+    wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        work()
+    graph.replay()
+    found = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        wait()
+        found.append(start.elapsed_time(end))
+    return statistics.median(found)
+
+
+def bytes_of(model: Qwen2ForCausalLM) -> int:
+    """Bytes of the 4-bit layers that a step reads, their scales counted."""
+    import bitsandbytes as bnb
+
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    states = [layer.weight.quant_state for layer in layers]
+    return sum(layer.weight.numel() for layer in layers) + sum(
+        state.absmax.numel() + 4 * state.state2.absmax.numel() for state in states
+    )
+
+
 def set_rows(runner: Runner, rows: int, context: int) -> None:
     """Rows that stand in the middle of a text of so many tokens."""
     pages = -(-(context + 64) // runner.page_tokens)
@@ -222,18 +282,12 @@ def kernels_of(work: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def split_of_step(runner: Runner, rows: int, context: int) -> dict[str, float]:
+def split_of_step(runner: Runner, calls: Calls, rows: int, context: int) -> dict[str, float]:
     """Milliseconds of GPU time of one step, by kind; the linear layers and the head are profiled by themselves."""
-    import bitsandbytes as bnb
-
-    layers = [module for module in runner.model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    told = {
-        width: torch.randn(rows, width, dtype=torch.bfloat16, device=DEVICE)
-        for width in {one.in_features for one in layers}
-    }
+    told = {width: torch.randn(rows, width, dtype=torch.bfloat16, device=DEVICE) for width in {w for _, w in calls}}
     head = runner.model.get_output_embeddings()
     alone = {
-        LINEAR: sum(kernels_of(lambda: [one(told[one.in_features]) for one in layers], 2).values()),
+        LINEAR: sum(kernels_of(lambda: [call(told[width]) for call, width in calls], 2).values()),
         HEAD: sum(kernels_of(lambda: head(told[runner.model.config.hidden_size]), 4).values()),
     }
     set_rows(runner, rows, context)
@@ -395,11 +449,14 @@ def main() -> None:
     wait()
     say("build, s", time.perf_counter() - start)
     rate = read_rate()
-    weights = sum(
+    packed = bytes_of(model)
+    weights = packed + sum(
         parameter.numel() * parameter.element_size()
         for part, parameter in model.named_parameters()
-        if "embed_tokens" not in part
+        if "embed_tokens" not in part and parameter.dtype != torch.uint8
     )
+    say("floor of reading the 4-bit layers, ms", 1e3 * packed / rate)
+    linears = {"bitsandbytes": {rows: linears_ms(linear_calls(model, {}), rows) for rows in LINEAR_ROWS}}
     say("read rate, GB/s", rate / 1e9)
     say("weights read a token, GB", weights / 1e9)
     say("limit, tok/s", rate / weights)
@@ -409,7 +466,17 @@ def main() -> None:
     page = 16 if given.tiny else 256
     pages = 800 if given.tiny else 600
     middle = 100 if given.tiny else 1000
-    runner = Runner(model, rows=64, pages=pages, page_tokens=page, context_window=context, has_kernels=IS_CUDA)
+    start = time.perf_counter()
+    joined = quicker_layers(model, Path("build/cache"), lambda *_: None)
+    say("arranging the 4-bit weights, s", time.perf_counter() - start)
+    calls = linear_calls(model, joined)
+    if joined:
+        linears["ours"] = {rows: linears_ms(calls, rows) for rows in LINEAR_ROWS}
+    for whose, by_rows in linears.items():
+        say(f"linear layers of a step, {whose}, ms by rows", {rows: round(ms, 2) for rows, ms in by_rows.items()})
+    runner = Runner(
+        model, rows=64, pages=pages, page_tokens=page, context_window=context, has_kernels=IS_CUDA, joined=joined
+    )
     plan = MemoryPlan(0, 0, 0, pages, 64, context, length_of_prefill(given.tiny), page)
     stages: dict[str, float] = {}
     start = time.perf_counter()
@@ -425,7 +492,7 @@ def main() -> None:
     for rows in (1, 8, 32, 64):
         set_rows(runner, rows, middle)
         say(f"step, {rows} rows at 1k, ms", 1e3 * timed(partial(runner.decode, rows), 5))
-    splits = {rows: split_of_step(runner, rows, middle) for rows in (1, 32)}
+    splits = {rows: split_of_step(runner, calls, rows, middle) for rows in (1, 32)}
     for rows, split in splits.items():
         for kind, spent in split.items():
             say(f"GPU time of a step, {rows} rows at 1k, {kind}, ms", spent)

@@ -28,11 +28,13 @@ def fused_hidden(
     places: torch.Tensor,
     step: Step,
     quicker: Mapping[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]],
+    joined: Mapping[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]],
     on_layer: Callable[[], None],
 ) -> torch.Tensor:
     """The normed hidden states of a pass: ids and places (tokens,), the result (tokens, hidden).
 
-    `quicker` has what is called instead of a linear layer, where there is something; `on_layer` is called before each.
+    `quicker` has what is called instead of a linear layer, where there is something; `joined` what gives q, k and v of
+    an attention, or gate and up of an mlp, at once. `on_layer` is called before each.
     """
     from app.engine.batched.kernels import add_norm, rotate_and_write, silu_mul
 
@@ -49,14 +51,18 @@ def fused_hidden(
         on_layer()
         attention, mlp = layer.self_attn, layer.mlp
         keys, values = step.cache.keys[number], step.cache.values[number]
-        query = by(attention.q_proj)(normed).view(len(ids), -1, width)
-        rotate_and_write(
-            query, by(attention.k_proj)(normed), by(attention.v_proj)(normed), cosines, sines, step.slots, keys, values
+        query, key, value = (
+            joined[attention](normed)
+            if attention in joined
+            else (by(part)(normed) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
         )
+        query = query.view(len(ids), -1, width)
+        rotate_and_write(query, key, value, cosines, sines, step.slots, keys, values)
         gathered = seen(query, keys, values, step, attention.scaling)
         norm = layer.post_attention_layernorm
         normed = add_norm(hidden, by(attention.o_proj)(gathered.flatten(1)), norm.weight, norm.variance_epsilon)
-        inner = by(mlp.down_proj)(silu_mul(by(mlp.gate_proj)(normed), by(mlp.up_proj)(normed)))
+        gate, up = joined[mlp](normed) if mlp in joined else (by(mlp.gate_proj)(normed), by(mlp.up_proj)(normed))
+        inner = by(mlp.down_proj)(silu_mul(gate, up))
         norm = layers[number + 1].input_layernorm if number + 1 < len(layers) else base.norm
         normed = add_norm(hidden, inner, norm.weight, norm.variance_epsilon)
     return normed

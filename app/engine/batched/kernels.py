@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from app.engine.model.memory import ALIKE_ROWS
+
 _LOG2_E = 1.4426950408889634
 _BLOCK = 64
 _MOST_SPLITS = 32
@@ -27,6 +29,12 @@ def _stages(device: torch.device) -> int:
     # Not in torch's stubs
     room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
     return next((stages for least, stages in _STAGES if room >= least), 1)
+
+
+@functools.cache
+def _is_early(device: torch.device) -> bool:
+    """Whether a kernel may begin while the one before it ends (programmatic dependent launch)."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
@@ -63,7 +71,11 @@ def _partial_attention(  # type: ignore[no-untyped-def]
     page_tokens: tl.constexpr,
     block: tl.constexpr,
     splits: tl.constexpr,
+    early: tl.constexpr,
 ):
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
     share = tl.cdiv(tl.cdiv(length, splits), block) * block
@@ -94,7 +106,12 @@ def _partial_attention(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _joined_attention(peaks, sums, partials, out, width: tl.constexpr, splits: tl.constexpr):  # type: ignore[no-untyped-def]
+def _joined_attention(  # type: ignore[no-untyped-def]
+    peaks, sums, partials, out, width: tl.constexpr, splits: tl.constexpr, early: tl.constexpr
+):
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     at = tl.program_id(0)
     split, place = tl.arange(0, splits), tl.arange(0, width)
     peak = tl.load(peaks + at * splits + split)
@@ -122,8 +139,10 @@ def paged_decode(
     kv_heads, page_tokens = keys.shape[2], keys.shape[1]
     groups = heads // kv_heads
     assert page_tokens % min(_BLOCK, page_tokens) == 0, "a block must not lie across two pages"
-    splits = triton.next_power_of_2(max(1, _PROGRAMS // (rows * kv_heads)))
+    # Few rows are split as one is: then the sums of a row do not depend on how many others there are
+    splits = triton.next_power_of_2(max(1, _PROGRAMS // ((1 if rows <= ALIKE_ROWS else rows) * kv_heads)))
     splits = min(_MOST_SPLITS, splits)
+    is_early = _is_early(query.device)
     peaks = torch.empty((rows, heads, splits), dtype=torch.float32, device=query.device)
     sums = torch.empty_like(peaks)
     partials = torch.empty((rows, heads, splits, width), dtype=torch.float32, device=query.device)
@@ -151,10 +170,14 @@ def paged_decode(
         page_tokens=page_tokens,
         block=min(_BLOCK, page_tokens),
         splits=splits,
+        early=is_early,
         num_warps=4,
         num_stages=_stages(query.device),
+        launch_pdl=is_early,
     )
-    _joined_attention[(rows * heads,)](peaks, sums, partials, out, width=width, splits=splits, num_warps=4)
+    _joined_attention[(rows * heads,)](
+        peaks, sums, partials, out, width=width, splits=splits, early=is_early, num_warps=4, launch_pdl=is_early
+    )
     return out
 
 
@@ -261,7 +284,12 @@ def paged_extend(
 
 
 @triton.jit
-def _add_norm(hidden, added, weight, out, eps, width, has_added: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _add_norm(  # type: ignore[no-untyped-def]
+    hidden, added, weight, out, eps, width, has_added: tl.constexpr, block: tl.constexpr, early: tl.constexpr
+):
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row, place = tl.program_id(0), tl.arange(0, block)
     is_there = place < width
     value = tl.load(hidden + row * width + place, mask=is_there, other=0.0)
@@ -288,7 +316,9 @@ def add_norm(hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Ten
         width,
         has_added=has_added,
         block=triton.next_power_of_2(width),
+        early=_is_early(hidden.device),
         num_warps=8,
+        launch_pdl=_is_early(hidden.device),
     )
     return out
 
@@ -303,26 +333,33 @@ def _rotate_and_write(  # type: ignore[no-untyped-def]
     slots,
     keys,
     values,
+    stride_query,
+    stride_key,
+    stride_value,
     heads: tl.constexpr,
     kv_heads: tl.constexpr,
     half: tl.constexpr,
+    early: tl.constexpr,
 ):
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row, head = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, half)
     if head < heads + kv_heads:
         cos = tl.load(cosines + row * 2 * half + place)
         sin = tl.load(sines + row * 2 * half + place)
         if head < heads:
-            source = query + (row * heads + head) * 2 * half
+            source = query + row * stride_query + head * 2 * half
             target = source
         else:
-            source = key + (row * kv_heads + head - heads) * 2 * half
+            source = key + row * stride_key + (head - heads) * 2 * half
             target = keys + (tl.load(slots + row) * kv_heads + head - heads) * 2 * half
         first, second = tl.load(source + place), tl.load(source + half + place)
         tl.store(target + place, (first * cos - second * sin).to(first.dtype))
         tl.store(target + half + place, (second * cos + first * sin).to(first.dtype))
     else:
-        source = value + (row * kv_heads + head - heads - kv_heads) * 2 * half
+        source = value + row * stride_value + (head - heads - kv_heads) * 2 * half
         target = values + (tl.load(slots + row) * kv_heads + head - heads - kv_heads) * 2 * half
         tl.store(target + place, tl.load(source + place))
         tl.store(target + half + place, tl.load(source + half + place))
@@ -342,24 +379,33 @@ def rotate_and_write(
     rows, heads, width = query.shape
     kv_heads = keys.shape[2]
     _rotate_and_write[(rows, heads + 2 * kv_heads)](
-        query, key, value, cosines, sines, slots, keys, values, heads=heads, kv_heads=kv_heads, half=width // 2,
-        num_warps=1,
+        query, key, value, cosines, sines, slots, keys, values, query.stride(0), key.stride(0), value.stride(0),
+        heads=heads, kv_heads=kv_heads, half=width // 2, early=_is_early(query.device), num_warps=1,
+        launch_pdl=_is_early(query.device),
     )  # fmt: skip
 
 
 @triton.jit
-def _silu_mul(gate, up, out, count, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0) * block + tl.arange(0, block)
-    is_there = place < count
-    raw = tl.load(gate + place, mask=is_there, other=0.0)
+def _silu_mul(gate, up, out, stride, width, block: tl.constexpr, early: tl.constexpr):  # type: ignore[no-untyped-def]
+    if early:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
+    is_there = place < width
+    raw = tl.load(gate + row * stride + place, mask=is_there, other=0.0)
     wide = raw.to(tl.float32)
     active = (wide * tl.sigmoid(wide)).to(raw.dtype)
-    tl.store(out + place, active * tl.load(up + place, mask=is_there, other=0.0), mask=is_there)
+    other = tl.load(up + row * stride + place, mask=is_there, other=0.0)
+    tl.store(out + row * width + place, active * other, mask=is_there)
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, elementwise."""
-    out = torch.empty_like(gate)
+    """silu(gate) * up, elementwise; both (rows, width) with the same stride between rows."""
+    rows, width = gate.shape
+    out = torch.empty((rows, width), dtype=gate.dtype, device=gate.device)
     block = 1024
-    _silu_mul[(triton.cdiv(gate.numel(), block),)](gate, up, out, gate.numel(), block=block, num_warps=4)
+    is_early = _is_early(gate.device)
+    _silu_mul[(triton.cdiv(width, block), rows)](
+        gate, up, out, gate.stride(0), width, block=block, early=is_early, num_warps=4, launch_pdl=is_early
+    )
     return out

@@ -5,7 +5,7 @@ Owns the tensors of the cache and of the rows. Runs the model's own modules; kno
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from app.engine.batched.graphs import Graph, Recorder
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
 from app.engine.batched.unpack import MANY, unpacked_layers
 from app.engine.model.loading import decoder_layers
+from app.engine.model.memory import ALIKE_ROWS
 
 _log = logging.getLogger(__name__)
 # The shortest piece that is worth a pass, where passes are not recorded
@@ -54,6 +55,7 @@ class Runner:
         context_window: int,
         has_kernels: bool = False,
         masks: torch.Tensor | None = None,
+        joined: Mapping[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] | None = None,
     ) -> None:
         attention.register()
         config = model.config.get_text_config()
@@ -73,6 +75,7 @@ class Runner:
         self.has_kernels = has_kernels
         self.is_fused = has_kernels and is_known(model)
         self.is_joined = True
+        self._joined_layers = dict(joined or {})
         self._unpacked = unpacked_layers(model) if self.is_fused else {}
         self.is_unpacking = bool(self._unpacked)
         self._block_table = torch.zeros(
@@ -314,15 +317,19 @@ class Runner:
         """The hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
         if is_fused:
             quicker = self._unpacked if self.is_unpacking and len(ids) >= MANY else {}
-            return fused_hidden(self.model, ids, places, step, quicker, self._on_layer)
+            return fused_hidden(self.model, ids, places, step, quicker, self._joined_layers, self._on_layer)
         out = self.model.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False, step=step)
         hidden: torch.Tensor = out.last_hidden_state
         return hidden[0]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """A few rows are filled up to as many as share one order of sums."""
         head = self.model.get_output_embeddings()
+        rows = len(hidden)
+        if self.has_kernels and rows < ALIKE_ROWS:
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, ALIKE_ROWS - rows))
         logits: torch.Tensor = head(hidden)
-        return logits
+        return logits[:rows]
 
     def wait(self) -> None:
         """Until the GPU has done all it was given."""

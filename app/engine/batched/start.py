@@ -9,7 +9,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,8 +76,29 @@ def shape_of(model: PreTrainedModel, *, weight_bytes: int | None = None, is_four
     )
 
 
-def runner_for(model: PreTrainedModel, plan: MemoryPlan) -> Runner:
-    """A runner with the plan's pages and rows.
+def quicker_layers(
+    model: PreTrainedModel, cache_dir: Path | None, tell: Tell
+) -> dict[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]]:
+    """Put our own 4-bit layers into the model, where they are right here; those that are multiplied at once.
+
+    Without them bitsandbytes' stay, which the log says once.
+    """
+    from app.engine.batched.nf4.repack import repack
+
+    tell("Arranging the 4-bit weights", 0.0)
+    folder = cache_dir / "kernels" if cache_dir is not None else None
+    joined, why = repack(model, folder, lambda share: tell("Arranging the 4-bit weights", share))
+    if why:
+        _log.info("4-bit layers are bitsandbytes' own: %s", why)
+    return dict(joined)
+
+
+def runner_for(
+    model: PreTrainedModel,
+    plan: MemoryPlan,
+    joined: Mapping[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] | None = None,
+) -> Runner:
+    """A runner with the plan's pages and rows; `joined` comes from `quicker_layers`.
 
     Raises:
         torch.OutOfMemoryError: the plan was wrong.
@@ -89,6 +110,7 @@ def runner_for(model: PreTrainedModel, plan: MemoryPlan) -> Runner:
         page_tokens=plan.page_tokens,
         context_window=plan.window,
         has_kernels=model.device.type == "cuda" and find_spec("triton") is not None,
+        joined=joined,
     )
 
 

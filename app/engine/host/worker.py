@@ -251,18 +251,22 @@ class Worker:
         from app.engine.batched.pace import Pace
         from app.engine.batched.pages import PagePool
         from app.engine.batched.selftest import CannotBatch
-        from app.engine.batched.start import make_ready, runner_for
+        from app.engine.batched.start import make_ready, quicker_layers, runner_for
         from app.engine.host.hosting import pages_in_ram
 
-        self._tell("Making room for the KV cache", None, is_trying=True)
-        runner = runner_for(model, plan)
+        def trying(stage: str, progress: float | None) -> None:
+            self._tell(stage, progress, is_trying=True)
+
+        joined = quicker_layers(model, self._told.cache_dir, trying)
+        trying("Making room for the KV cache", None)
+        runner = runner_for(model, plan, joined)
         store = pages_in_ram(runner.cache, self._told.kv_ram_gib)
         pool = PagePool(plan.pages, plan.page_tokens, store)
 
         def prepare(moved: Callable[[], None]) -> Pace:
             def tell(stage: str, progress: float | None) -> None:
                 moved()
-                self._tell(stage, progress, is_trying=True)
+                trying(stage, progress)
 
             try:
                 ready = make_ready(runner, plan, tell)

@@ -22,6 +22,8 @@ DRIVER = 3 * GIB // 8
 _GRAPHS = 7 * GIB // 16
 # Passes with pieces of prompts are recorded up to so many tokens, with memory of their own
 MOST_RECORDED = 1024
+# Up to so many rows a step takes one order of sums, whatever their number: a row's tokens do not depend on the others
+ALIKE_ROWS = 8
 # Cards by the name they are sold under, and what CUDA finds of their memory
 CARDS_GIB = {"24 GB": 23.6, "32 GB": 31.4, "48 GB": 44.5, "80 GB": 79.2, "141 GB": 139.8}
 # The driver's own share of a card that a CUDA program runs on
