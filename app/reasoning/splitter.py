@@ -68,28 +68,36 @@ def splitter_for(how: ReasoningFormat, *, is_reasoning: bool = True) -> Splitter
     return HeadingSplitter(take_last=how.kind == "headings")
 
 
+# What may still become a mark is held back, but no longer than this: looking again at all of it for each token takes
+# the square of its length, and nobody would see it grow
+_MOST_HELD = 1000
+
+
 class _Ledger:
     """The pieces given out so far, so that a border can be moved."""
 
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
+        self._has_answer = False
 
     def add(self, channel: Channel, text: str) -> list[Written]:
         if not text:
             return []
         piece = Piece(channel, text)
         self.pieces.append(piece)
+        self._has_answer = self._has_answer or channel == "answer"
         return [piece]
 
     def add_answer(self, text: str) -> list[Written]:
         """Answer text; white space in front of its first word is a marker."""
-        if any(piece.channel == "answer" for piece in reversed(self.pieces)):
+        if self._has_answer:
             return self.add("answer", text)
         words = text.lstrip()
         return self.add("marker", text[: len(text) - len(words)]) + self.add("answer", words)
 
     def replace(self, *pieces: Piece) -> list[Written]:
         self.pieces = [piece for piece in pieces if piece.text]
+        self._has_answer = any(piece.channel == "answer" for piece in self.pieces)
         return [Resplit(tuple(self.pieces))]
 
     def text(self) -> str:
@@ -174,12 +182,12 @@ class CloseTokenSplitter:
         if words.startswith(self._open_tag):
             rest = words.removeprefix(self._open_tag)
             body = rest.lstrip()
-            if not body:
+            if not body and len(self._beginning) < _MOST_HELD:
                 return []
             opening = self._beginning[: len(self._beginning) - len(body)]
             self._beginning = None
             return self._ledger.add("marker", opening) + self._ledger.add("reasoning", body)
-        if self._open_tag.startswith(words):
+        if self._open_tag.startswith(words) and len(self._beginning) < _MOST_HELD:
             return []
         return self._release()
 
@@ -258,13 +266,13 @@ class TagSplitter:
         words = self._buffer.lstrip()
         if words.startswith(self._open_tag):
             body = words.removeprefix(self._open_tag).lstrip()
-            if not body and not is_last:
+            if not body and not is_last and len(self._buffer) < _MOST_HELD:
                 return False
             opening = self._buffer[: len(self._buffer) - len(body)]
             written += self._ledger.add("marker", opening)
             self._opening = self._position = len(opening)
             self._buffer, self._state = body, "reasoning"
-        elif self._open_tag.startswith(words) and not is_last:
+        elif self._open_tag.startswith(words) and not is_last and len(self._buffer) < _MOST_HELD:
             return False
         else:
             self._state = "unopened"
@@ -285,7 +293,8 @@ class TagSplitter:
                 self._fence, self._close_in_fence = fence[1], -1
             elif fence and fence[1].startswith(self._fence):
                 self._fence = ""
-        self._line = last
+        # Only its beginning and its last character are looked at; a long line would be copied for each token
+        self._line = last if len(last) < _MOST_HELD else last[: _MOST_HELD // 2] + last[-1]
 
     def _meet_close(self) -> list[Written]:
         opens_fence = FENCE.match(self._line)
@@ -402,7 +411,7 @@ class HeadingSplitter:
         if not bare:
             return len(self._line) < _LONGEST_HEADING
         if _FENCE_START.match(self._line) or FENCE.match(self._line):
-            return True
+            return len(self._line) < _MOST_HELD
         heading = _HEADING.match(self._line)
         is_decided = heading is not None and self._line[heading.end() :].lstrip("*:： \t") != ""
         if is_decided or len(self._line) > _LONGEST_HEADING:

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -201,3 +201,29 @@ def test_the_close_token_parts_any_texts(before: str, after: str) -> None:
     reader = split(splitter_for(QWQ), [before, CLOSE_ID, after])
     assert reader.text() == f"{before}</think>{after}"
     assert reader.text("answer") == after.lstrip()
+
+
+_LONG = 5_000
+
+
+@pytest.mark.parametrize("kind", ["none", "close_token", "tags", "headings", "two_phase"])
+@pytest.mark.parametrize("beginning", ["", "<think>", "```", "x", "**Final"])
+@pytest.mark.parametrize("unit", [" ", "\n", "a", "`", "```"])
+def test_a_text_that_marks_nothing_for_long_is_neither_held_back_nor_looked_at_again(
+    kind: str, beginning: str, unit: str
+) -> None:
+    how = ReasoningFormat(kind, close_id=7 if kind == "close_token" else None)  # type: ignore[arg-type]
+    splitter = splitter_for(how)
+    given_out, seen = 0, 0
+
+    class Counted(list[Piece]):
+        def __reversed__(self) -> Iterator[Piece]:
+            raise AssertionError("all that was given out is looked at for one token")
+
+    splitter._ledger.pieces = Counted()  # type: ignore[attr-defined]
+    for number, text in enumerate([beginning, *[unit] * (_LONG // len(unit))]):
+        seen += len(text)
+        given_out += sum(len(one.text) for one in splitter.feed((100 + number,), (text,)) if isinstance(one, Piece))
+        assert seen - given_out <= 1000 + len(unit)
+        for name in ("_line", "_buffer", "_beginning"):
+            assert len(getattr(splitter, name, None) or "") <= 1000 + len(unit)
