@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ from app.connection import bounded_http
 from app.crowd import raise_file_limit
 from app.engine.process import EngineProcess
 from app.errors import PonderError
+from app.logs import set_up_logs
 from app.routes.access import Services
 from app.runs.service import RunService
 from app.web import build_app, build_services
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="auto, demo, qwq-32b, qwq-32b-preview, a Hub id or a folder (PONDER_MODEL)")
     try:
         settings = read_settings(**vars(parser.parse_args(arguments)))
-        _set_up_logs(settings)
+        set_up_logs(settings.log_level)
         server = _build(settings)
     except PonderError as error:
         sys.stderr.write(f"Ponder cannot start. {error.message}\n")
@@ -118,13 +118,3 @@ def http_config(
         # X-Forwarded-For is counted from the right by app/routes/access.py; uvicorn would believe its left end
         proxy_headers=False,
     )
-
-
-def _set_up_logs(settings: Settings) -> None:
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # At INFO sqlalchemy writes the values of every query, httpx the addresses with their parameters
-    for chatty in ("alembic", "httpx", "httpx2", "sqlalchemy", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # At DEBUG these write PKCE verifiers, tokens, headers and queries
-    for talkative in ("authlib", "httpcore", "httpcore2", "hpack", "multipart"):
-        logging.getLogger(talkative).setLevel(max(logging.INFO, logging.getLogger().level))

@@ -38,6 +38,7 @@ from app.errors import ModelUnavailable
 
 _MOST_DEATHS = 3
 _CONNECT_S = 60.0
+_LOOKS = 20
 _GOODBYE_S = 5.0
 # A process that is killed is gone at once, unless it hangs in a driver or the computer is very busy
 _KILLED_S = 10.0
@@ -219,6 +220,7 @@ class EngineProcess:
             "--engine": "careful" if self._is_careful else settings.engine,
             "--gpu-memory-gib": settings.gpu_memory_gib,
             "--kv-ram-gib": "auto" if settings.kv_ram_gib is None else settings.kv_ram_gib,
+            "--log-level": settings.log_level,
             "--parent": os.getpid(),
         }
         return await asyncio.create_subprocess_exec(
@@ -238,16 +240,22 @@ class EngineProcess:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Frames until the process is gone, or silent for so long that it must hang."""
+        looks = 0
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), 2 * self._silence_s)
+                line = await asyncio.wait_for(reader.readline(), 2 * self._silence_s / _LOOKS)
             except TimeoutError:
+                # Looks are counted, not the clock: while a computer sleeps, or a container is paused, nobody speaks
+                looks += 1
+                if looks < _LOOKS:
+                    continue
                 _log.error("the model process gave no sign of life for %d s", 2 * self._silence_s)
                 return
             except ConnectionError:
                 return
             if not line:
                 return
+            looks = 0
             try:
                 frame = from_line(line)
             except ValueError:

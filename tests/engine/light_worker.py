@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from app.engine.base import Delta, EngineStatus, Finished, Request, Usage
 from app.engine.host import worker
+from app.engine.host.assembly import Assembly
 from app.engine.wire import EXIT_GPU_LOST
 from tests.scripted import PROFILE
 
@@ -45,15 +46,15 @@ class LightEngine:
             self._give(Finished(request.id, "length", Usage(len(request.prompt), request.max_new_tokens)))
 
 
-class LightWorker(worker.Worker):
+class LightAssembly(Assembly):
     """Ready at once."""
 
-    def _load(self) -> None:
-        self._profile = PROFILE
-        self._engine = LightEngine(self._collect)  # type: ignore[assignment]
+    def load(self) -> None:
+        self.profile = PROFILE
+        self.engine = LightEngine(self._give)  # type: ignore[assignment]
         self._tell_status(EngineStatus("ready"))
 
 
 if __name__ == "__main__":
-    worker.Worker = LightWorker  # type: ignore[misc]
+    worker.Assembly = LightAssembly  # type: ignore[misc]
     sys.exit(worker.main())

@@ -17,9 +17,9 @@ import pytest
 from app.config import Settings
 from app.engine import process as process_module
 from app.engine.base import EngineStatus, Request, Sampling
+from app.engine.host import assembly as assembly_module
 from app.engine.host import hosting
-from app.engine.host import worker as worker_module
-from app.engine.host.worker import Worker
+from app.engine.host.assembly import Assembly
 from app.engine.model import demo, loading
 from app.engine.process import EngineProcess
 from app.engine.wire import EXIT_GPU_LOST
@@ -59,26 +59,22 @@ def thaws() -> Iterator[None]:
 
 @pytest.mark.usefixtures("thaws")
 def test_what_a_ready_process_holds_is_not_looked_through_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(Namespace())
-    worker._profile = PROFILE
     told: list[EngineStatus] = []
-    monkeypatch.setattr(worker, "_tell_status", told.append)
-    monkeypatch.setattr(worker_module, "_end_as_lost", lambda: None)
+    assembly = Assembly(Namespace(), lambda _: None, told.append)
+    assembly.profile = PROFILE
+    monkeypatch.setattr(assembly_module, "_end_as_lost", lambda: None)
     assert gc.get_freeze_count() < len(gc.get_objects())
-    worker._tell_ready("one request at a time")
-    worker._loop.close()
+    assembly._tell_ready("one request at a time")
     assert [status.state for status in told] == ["ready"]
     assert gc.get_freeze_count() > 10 * len(gc.get_objects())
 
 
 @pytest.mark.usefixtures("thaws")
-def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_said_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    worker = Worker(Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0))
     told: list[EngineStatus] = []
-    monkeypatch.setattr(worker, "_tell_status", told.append)
-    worker._load()
-    worker._loop.close()
+    given = Namespace(model=str(tmp_path), cache_dir=tmp_path, gpu_memory_gib=0.0)
+    Assembly(given, lambda _: None, told.append).load()
     assert f"{tmp_path} could not be read" in told[-1].problem
     assert "PONDER_MODEL" in told[-1].remedy
 
@@ -91,23 +87,21 @@ def test_the_demo_model_goes_without_a_gpu_that_has_no_room_for_it(
     pretend_gpu(monkeypatch, 1.0)
     monkeypatch.setattr(hosting, "window_alone", lambda *_: 300)
     monkeypatch.setattr(demo, "demo_folder", lambda *_: save_tiny(tmp_path / "demo"))
-    monkeypatch.setattr(worker_module, "_end_as_lost", lambda: None)
+    monkeypatch.setattr(assembly_module, "_end_as_lost", lambda: None)
     told = Namespace(
         model="demo", cache_dir=tmp_path, engine=setting, gpu_memory_gib=0.0, max_context_tokens=512, kv_ram_gib="0"
     )
-    worker = Worker(told)
     statuses: queue.Queue[EngineStatus] = queue.Queue()
-    monkeypatch.setattr(worker, "_tell_status", statuses.put)
-    worker._load()
+    assembly = Assembly(told, lambda _: None, statuses.put)
+    assembly.load()
     while (status := statuses.get(timeout=60)).state == "loading":
         pass
-    worker._loop.close()
-    assert worker._engine is not None
-    worker._engine.close()
+    assert assembly.engine is not None
+    assembly.engine.close()
     assert status.state == "ready", status
     assert way in status.way
-    assert worker._profile is not None
-    assert worker._profile.context_window == (300 if setting == "auto" else 512)
+    assert assembly.profile is not None
+    assert assembly.profile.context_window == (300 if setting == "auto" else 512)
     problem = "the one here cannot be used (SmolLM2-135M (demo) needs "
     assert (f"no CUDA GPU is used: {problem}" in status.way) == (setting == "auto")
     assert loading.why_no_gpu()[0].startswith(problem)
@@ -246,7 +240,9 @@ def test_what_auto_was_at_the_first_start_it_stays(settings: Settings) -> None:
 
 
 def test_cs_own_exit_ends_a_process_as_one_that_lost_its_gpu() -> None:
-    script = "import ctypes; from app.engine.host.worker import _end_as_lost; _end_as_lost(); ctypes.CDLL(None).exit(1)"
+    script = (
+        "import ctypes; from app.engine.host.assembly import _end_as_lost; _end_as_lost(); ctypes.CDLL(None).exit(1)"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2]).returncode == EXIT_GPU_LOST
 
 
