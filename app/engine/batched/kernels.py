@@ -74,8 +74,8 @@ def _partial_attention(  # type: ignore[no-untyped-def]
     early: tl.constexpr,
 ):
     if early:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + row)
     share = tl.cdiv(tl.cdiv(length, splits), block) * block
@@ -110,8 +110,8 @@ def _joined_attention(  # type: ignore[no-untyped-def]
     peaks, sums, partials, out, width: tl.constexpr, splits: tl.constexpr, early: tl.constexpr
 ):
     if early:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     at = tl.program_id(0)
     split, place = tl.arange(0, splits), tl.arange(0, width)
     peak = tl.load(peaks + at * splits + split)
@@ -287,11 +287,13 @@ def paged_extend(
 def _add_norm(  # type: ignore[no-untyped-def]
     hidden, added, weight, out, eps, width, has_added: tl.constexpr, block: tl.constexpr, early: tl.constexpr
 ):
-    if early:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row, place = tl.program_id(0), tl.arange(0, block)
     is_there = place < width
+    # What no kernel writes is read before the one that ends is waited for
+    factor = tl.load(weight + place, mask=is_there, other=0.0)
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     value = tl.load(hidden + row * width + place, mask=is_there, other=0.0)
     if has_added:
         value = value + tl.load(added + row * width + place, mask=is_there, other=0.0)
@@ -299,7 +301,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
     wide = value.to(tl.float32)
     scale = 1 / tl.sqrt(tl.sum(wide * wide, 0) / width + eps)
     scaled = (wide * scale).to(value.dtype)
-    tl.store(out + row * width + place, tl.load(weight + place, mask=is_there, other=0.0) * scaled, mask=is_there)
+    tl.store(out + row * width + place, factor * scaled, mask=is_there)
 
 
 def add_norm(hidden: torch.Tensor, added: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -342,8 +344,8 @@ def _rotate_and_write(  # type: ignore[no-untyped-def]
     early: tl.constexpr,
 ):
     if early:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, head = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, half)
     if head < heads + kv_heads:
@@ -388,8 +390,8 @@ def rotate_and_write(
 @triton.jit
 def _silu_mul(gate, up, out, stride, width, block: tl.constexpr, early: tl.constexpr):  # type: ignore[no-untyped-def]
     if early:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, place = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)
     is_there = place < width
     raw = tl.load(gate + row * stride + place, mask=is_there, other=0.0)

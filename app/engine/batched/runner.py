@@ -18,6 +18,7 @@ from app.engine.batched import attention
 from app.engine.batched.attention import PagedCache, Step
 from app.engine.batched.fused import fused_hidden, is_known
 from app.engine.batched.graphs import Graph, Recorder
+from app.engine.batched.nf4.linear import MOST_ROWS
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
 from app.engine.batched.unpack import MANY, unpacked_layers
 from app.engine.model.loading import decoder_layers
@@ -317,7 +318,9 @@ class Runner:
         """The hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
         if is_fused:
             quicker = self._unpacked if self.is_unpacking and len(ids) >= MANY else {}
-            return fused_hidden(self.model, ids, places, step, quicker, self._joined_layers, self._on_layer)
+            # What is unpacked is unpacked apart: joined it would take twice the room
+            joined = self._joined_layers if len(ids) <= MOST_ROWS else {}
+            return fused_hidden(self.model, ids, places, step, quicker, joined, self._on_layer)
         out = self.model.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False, step=step)
         hidden: torch.Tensor = out.last_hidden_state
         return hidden[0]

@@ -15,7 +15,7 @@ from app.engine.batched.nf4.variants import Few, Variant, candidates
 MOST_ROWS = 64
 _UNPACK = ("UNPACK", "MODES=0", "DQS=1")
 # Partial sums of a launch, and the counters of its tiles
-_WORK_FLOATS, _COUNTERS = 16 << 20, 8192
+_WORK_FLOATS, _COUNTERS = 4 << 20, 8192
 
 
 def tiles_for(rows: int) -> int:

@@ -51,6 +51,7 @@ def repack(model: PreTrainedModel, folder: Path | None, tell: Callable[[float], 
         for name in names:
             layer = getattr(parent, name)
             setattr(parent, name, Nf4Linear(_matrix_of([layer]), kernels))
+            _release(layer)
         tell((number + 1) / len(parents))
     torch.cuda.empty_cache()
     return joined, ""
@@ -119,7 +120,15 @@ def _join(parent: Any, names: Sequence[str], kernels: Kernels) -> Joined:
     for name, size in zip(names, sizes, strict=True):
         setattr(parent, name, Nf4Linear(matrix.part(first, size), kernels))
         first += size
+    for layer in layers:
+        _release(layer)
     return Joined(Nf4Linear(matrix, kernels), sizes)
+
+
+def _release(layer: Any) -> None:
+    """Give the memory of a replaced layer back at once: bitsandbytes' layers and weights refer to each other."""
+    layer.weight.data = torch.empty(0, dtype=torch.uint8, device=layer.weight.device)
+    layer.weight.quant_state = layer.quant_state = layer.bias = None
 
 
 @torch.inference_mode()
