@@ -53,7 +53,7 @@ class Page {
     this.bind();
     this.watch = new ModelWatch({
       onModel: (model) => this.onModel(model),
-      onUnreachable: () => this.list.card.showUnreachable(),
+      onUnreachable: () => this.onUnreachable(),
       onBack: () => this.onServerBack(),
     });
     this.list.refresh();
@@ -180,6 +180,11 @@ class Page {
   onListProblem(error) {
     if (error.code === "unreachable") this.watch.read();
     else this.tell(error);
+  }
+
+  onUnreachable() {
+    this.list.card.showUnreachable();
+    this.composer.showModel({ state: "unknown", efforts: [] });
   }
 
   onServerBack() {

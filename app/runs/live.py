@@ -79,6 +79,7 @@ class LiveRun:
     request_id: str = ""
     saved_event: int = 0
     _is_stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_unread: bool = False
     _completions: int = 0
     _course: Course | None = None
     _cached_tokens: int = 0
@@ -221,7 +222,7 @@ class LiveRun:
             renderer_version=RENDERER_VERSION,
             error_code=self.error.code if self.error else "",
             error_message=storable(self.error.message) if self.error else "",
-            is_unread=self.state != "stopped" and not self.log.has_readers,
+            is_unread=self._is_unread,
         )
 
     def say_done(self) -> None:
@@ -359,6 +360,8 @@ class LiveRun:
             return
         self._clock.ended = time.monotonic()
         self.state = state
+        # Now: by the time that a database takes the end, whoever read it has gone
+        self._is_unread = state != "stopped" and not self.log.has_readers
         try:
             self.transcript.finish()
         except Exception:

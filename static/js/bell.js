@@ -1,6 +1,5 @@
 // "Tell me when it is ready": who waits for minutes looks elsewhere meanwhile.
 
-import { Flag } from "./dom.js";
 import { me } from "./me.js";
 import { chime } from "./sound.js";
 import { isLookedAt } from "./tab.js";
@@ -25,12 +24,21 @@ export async function wishNotifications() {
   return isGranted;
 }
 
+/** Of several tabs the first tells: it holds a lock for as long as it lives. */
+function isFirst(runId) {
+  if (!navigator.locks) return true;
+  return new Promise((resolve) => {
+    navigator.locks.request(`ponder-told-${runId}`, { ifAvailable: true }, (lock) => {
+      resolve(Boolean(lock));
+      return lock && new Promise(() => {});
+    });
+  });
+}
+
 export class Bell {
   /** `tab` shows it; `open(id)` goes to a chat. */
   constructor({ tab, open }) {
     Object.assign(this, { tab, open, rung: new Set() });
-    /** The run that some tab of this browser has told of. */
-    this.told = new Flag("localStorage", "ponder.told");
   }
 
   /** Whether to offer it: it was never declined, and can still be had. */
@@ -39,7 +47,7 @@ export class Bell {
   }
 
   /** A run has ended; `isShown` says that its chat is the one that is open here. */
-  ring({ runId, id, title, state, isShown, isLong }) {
+  async ring({ runId, id, title, state, isShown, isLong }) {
     if (this.rung.has(runId)) return;
     this.rung.add(runId);
     const isAway = !isLookedAt();
@@ -47,8 +55,7 @@ export class Bell {
     const said = state === "done" ? TEXT.bell.isReady(name) : TEXT.bell.hasEnded(name);
     if (isAway) this.tab.tell(state === "done" ? TEXT.tab.ready(name) : TEXT.tab.ended(name));
     if (!isAway && !isShown) toast(said, { way: [TEXT.bell.open, () => this.open(id)], isMinor: true });
-    if (!(isAway || !isShown || isLong) || this.told.get() === runId) return;
-    this.told.set(runId);
+    if (!(isAway || !isShown || isLong) || !(await isFirst(runId))) return;
     if (me.settings.sound) chime();
     if (isAway && isNotifying()) this.notify(said, id, runId);
   }

@@ -21,6 +21,8 @@ export class Composer {
     input.addEventListener("keydown", (event) => this.onKey(event), { capture: true });
     input.addEventListener("input", () => input.value && this.alert(""));
     send.addEventListener("click", (event) => this.onClick(event));
+    // What stands at the foot of the page stands above all of it
+    new ResizeObserver(() => document.body.style.setProperty("--p-foot", `${host.offsetHeight}px`)).observe(host);
     this.setLive(false);
   }
 

@@ -9,21 +9,22 @@ export class ModelWatch {
   /** `onModel` gets every answer, `onUnreachable` hears that there was none, `onBack` that there is one again. */
   constructor({ onModel, onUnreachable, onBack }) {
     Object.assign(this, { onModel, onUnreachable, onBack, model: null, isAway: false });
-    this.poll();
+    this.read();
   }
 
   /** As long as the page lives: a model that answers today may fail tomorrow. */
-  async poll() {
-    try {
-      if (!document.hidden) await this.read();
-    } finally {
-      setTimeout(() => this.poll(), this.model?.state === "ready" ? READY_POLL_MS : POLL_MS);
-    }
+  waitOn() {
+    clearTimeout(this.timer);
+    const ms = this.model?.state === "ready" ? READY_POLL_MS : POLL_MS;
+    this.timer = setTimeout(() => (document.hidden ? this.waitOn() : this.read()), ms);
   }
 
   /** Ask now; whoever asks meanwhile gets the same answer. */
   read() {
-    this.reading ??= this.ask().finally(() => (this.reading = null));
+    this.reading ??= this.ask().finally(() => {
+      this.reading = null;
+      this.waitOn();
+    });
     return this.reading;
   }
 

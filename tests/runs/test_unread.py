@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from app.errors import StorageFailed
 from app.history.states import FINAL_STATES
-from app.history.store import Changes
+from app.history.store import Changes, Ending, Written
 from app.runs.service import AcceptedRun
 from tests.runs.conftest import World
 from tests.runs.test_service import InWorld
@@ -69,5 +70,31 @@ def test_an_answer_that_a_restart_has_ended_is_unread(in_world: InWorld) -> None
         await world.until(accepted.run_id, "delta")
         assert world.store.interrupt_open_runs() == 1
         assert is_unread(world)
+
+    in_world(body)
+
+
+def test_who_read_the_end_has_seen_it_though_the_database_takes_it_later(
+    in_world: InWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(world: World) -> None:
+        world.engine.scripts.append(f"a{HOLD}{CLOSE}b")
+        accepted = await world.send()
+        reading = asyncio.create_task(world.follow(accepted.run_id))
+        await world.until(accepted.run_id, "delta")
+        save = world.store.save
+        refusals = iter([True])
+
+        def refuse_once(run_id: str, written: Written, ending: Ending | None = None) -> str | None:
+            if ending is not None and next(refusals, False):
+                raise StorageFailed("busy")
+            return save(run_id, written, ending)
+
+        monkeypatch.setattr(world.store, "save", refuse_once)
+        world.engine.release()
+        assert (await reading)[-1].name == "done"
+        await world.send("And?")
+        assert next(refusals, None) is None
+        assert not is_unread(world)
 
     in_world(body)
