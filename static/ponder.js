@@ -40,10 +40,12 @@ class Page {
     await isMeRead;
     await loadTexts(me.settings.language);
     /** Unsent text by conversation id; null is the new chat, TEMPORARY the new temporary one. */
-    const { drafts = [], under = "", edited = null } = carried();
+    const { drafts = [], edits = [], under = "" } = carried();
     this.drafts = new Map(drafts);
-    /** What a dialog's address was opened over, and what was being edited there, before the page reloaded itself. */
-    Object.assign(this, { under, edited });
+    /** Questions that were being edited when their chat was left: its id and the text, by message id. */
+    this.edits = new Map(edits);
+    /** What a dialog's address was opened over before the page reloaded itself. */
+    this.under = under;
     this.shownId = null;
     /** Counts what is shown: an answer to a request of an earlier visit comes too late. */
     this.visit = 0;
@@ -196,7 +198,7 @@ class Page {
   // The person
 
   hasText() {
-    return Boolean(this.composer.text.trim() || this.drafts.size || this.beingEdited);
+    return Boolean(this.composer.text.trim() || this.drafts.size || this.edits.size || this.beingEdited);
   }
 
   /** The message whose text is being changed, with the text so far. */
@@ -205,11 +207,17 @@ class Page {
     return area && area.value !== area.defaultValue ? { id: area.closest("[data-id]").dataset.id, text: area.value } : null;
   }
 
+  keepEdit() {
+    const { beingEdited } = this;
+    if (beingEdited) this.edits.set(beingEdited.id, [this.shownId, beingEdited.text]);
+  }
+
   /** Load the page anew with everything that is unsent; false where the browser keeps nothing over a reload. */
   reload() {
     const drafts = new Map(this.drafts);
     if (this.composer.text.trim()) drafts.set(this.shownId, this.composer.text);
-    if (this.hasText() && !carry({ drafts: [...drafts], under: this.address, edited: this.beingEdited })) return false;
+    this.keepEdit();
+    if (this.hasText() && !carry({ drafts: [...drafts], edits: [...this.edits], under: this.address })) return false;
     this.isReloading = true;
     location.reload();
     return true;
@@ -219,6 +227,7 @@ class Page {
     this.leave();
     this.composer.text = "";
     this.drafts.clear();
+    this.edits.clear();
   }
 
   onSettings(settings, before) {
@@ -229,7 +238,10 @@ class Page {
   /** Somebody else is here now: their chats are shown; what stands in the composer stays. */
   onPerson({ isOther }) {
     const { text } = this.composer;
-    if (isOther) this.drafts.clear();
+    if (isOther) {
+      this.drafts.clear();
+      this.edits.clear();
+    }
     this.list.clear();
     this.list.refresh();
     const toNew = () => {
@@ -309,6 +321,7 @@ class Page {
 
   leave() {
     if (this.composer.text.trim()) this.drafts.set(this.shownId, this.composer.text);
+    this.keepEdit();
     this.visit += 1;
     this.isNotLoaded = false;
     this.adminView?.close();
@@ -376,11 +389,14 @@ class Page {
     this.see();
   }
 
-  /** Go on with what was being edited before the page reloaded itself. */
+  /** Go on with what was being edited here. */
   editAgain() {
-    const { id, text } = this.edited ?? {};
-    this.edited = null;
-    if (id) this.versions.viewOf(id)?.dispatchEvent(new CustomEvent("edit", { detail: text }));
+    for (const [id, [, text]] of this.edits) {
+      const view = this.versions.viewOf(id);
+      if (!view) continue;
+      this.edits.delete(id);
+      view.dispatchEvent(new CustomEvent("edit", { detail: text }));
+    }
   }
 
   append(message) {
@@ -484,8 +500,10 @@ class Page {
 
   onDeleted(id) {
     this.drafts.delete(id);
+    for (const [messageId, [chatId]] of this.edits) if (chatId === id) this.edits.delete(messageId);
     if (this.shownId !== id) return;
     this.composer.text = "";
+    this.messages.replaceChildren();
     this.go(null);
   }
 

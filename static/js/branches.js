@@ -45,9 +45,10 @@ export function questionView(message, siblings, { onEdit, onShow }) {
   const tools = element("div", { className: "question-tools" }, arrows(siblings, message.id, onShow), edit);
   const root = element("article", { className: "question", "aria-label": TEXT.you, "data-id": message.id }, text, tools);
 
-  root.addEventListener("edit", ({ detail }) => openEditor(detail));
+  // Begun before: nobody has asked for the focus
+  root.addEventListener("edit", ({ detail }) => openEditor(detail, { isToFocus: false }));
 
-  function openEditor(begun) {
+  function openEditor(begun, { isToFocus = true } = {}) {
     const area = element("textarea", { "aria-label": TEXT.editQuestion, rows: Math.min(10, message.text.split("\n").length + 1) });
     area.defaultValue = message.text;
     area.value = begun;
@@ -75,6 +76,7 @@ export function questionView(message, siblings, { onEdit, onShow }) {
     const row = element("div", { className: "edit-row" }, button(TEXT.cancel, leave, { className: "quiet" }), agree);
     root.classList.add("edited");
     root.replaceChildren(element("div", { className: "editor" }, area, row));
+    if (!isToFocus) return;
     area.focus();
     // After the chat has scrolled to its end, as it does when it grows
     setTimeout(() => root.scrollIntoView({ block: "center" }), 80);

@@ -3,7 +3,8 @@
 
 import { isPhone } from "./dom.js";
 
-const FIELDS = "[autofocus], .section, input:not([type=hidden], [tabindex='-1']), button";
+/** In a dialog, the first that there is of these. */
+const IN_DIALOGS = ["[autofocus]", ".section", "input:not([type=hidden], [tabindex='-1'])", "button"];
 
 let place = () => null;
 
@@ -38,7 +39,7 @@ export function focusOn(element) {
 /** The focus goes where one goes on from: in the dialog, while one is open. */
 export function rest() {
   const dialog = [...document.querySelectorAll("dialog[open]")].at(-1);
-  focusOn(dialog ? dialog.querySelector(FIELDS) : place());
+  focusOn(dialog ? IN_DIALOGS.map((one) => dialog.querySelector(one)).find(Boolean) : place());
 }
 
 /** Bring back the focus wherever it gets lost. */

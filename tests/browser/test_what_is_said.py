@@ -285,8 +285,7 @@ def test_a_language_change_keeps_every_draft_and_the_browser_nothing(opens: Open
     page.get_by_role("button", name="New chat", exact=True).click()
     page.locator(BOX).fill("another draft")
     page.locator("#conversations .open").click()
-    page.get_by_role("button", name="Edit the question").press("Enter")
-    page.get_by_role("textbox", name="Edit the question").fill("a private edit")
+    expect(page.get_by_role("textbox", name="Edit the question")).to_have_value("a private edit")
     page.locator("#account").get_by_role("button", name="Settings").click()
     page.get_by_label("Language").select_option("de")
     expect(page.locator("#new-chat")).to_have_text("Neuer Chat")
@@ -307,3 +306,22 @@ def test_a_temporary_chat_has_its_title_at_once(live_server: LiveServer, opens: 
     ask(page, "Between us")
     expect(page.get_by_role("heading", level=1)).to_have_text("Between us")
     expect(page).to_have_title(re.compile("Between us"))
+
+
+def test_an_edit_waits_for_who_comes_back_to_its_chat_and_ends_with_it(opens: Opens) -> None:
+    page = opens()
+    ask(page, "a question")
+    settled(page)
+    page.get_by_role("button", name="Edit the question").press("Enter")
+    page.get_by_role("textbox", name="Edit the question").fill("another question")
+    page.get_by_role("button", name="New chat", exact=True).click()
+    expect(page.get_by_role("heading", name="Ask something hard.")).to_be_visible()
+    page.locator("#conversations .open").click()
+    expect(page.get_by_role("textbox", name="Edit the question")).to_have_value("another question")
+    page.get_by_role("button", name="Options of a question").press("Enter")
+    page.get_by_role("menuitem", name="Delete").press("Enter")
+    expect(page.get_by_role("heading", name="Ask something hard.")).to_be_visible()
+    # Nothing is left that closing the page would have to ask about
+    page.reload()
+    page.wait_for_selector("body.ponder-ready")
+    expect(page.locator("#conversations li")).to_have_count(0)
