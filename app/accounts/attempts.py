@@ -6,7 +6,7 @@ somebody out.
 
 import time
 
-from limits import RateLimitItemPerHour, RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import delete, select
@@ -20,6 +20,7 @@ from app.history.tables import CounterTable
 _NAME_AND_ADDRESS = RateLimitItemPerMinute(5, 15, namespace="name")
 _ADDRESS = RateLimitItemPerHour(50, namespace="address")
 _IMPORTS = RateLimitItemPerHour(10, namespace="imports")
+_TAKEN_NAMES = RateLimitItemPerHour(10, namespace="names")
 _NEW_ACCOUNTS = RateLimitItemPerHour(10, namespace="accounts")
 
 
@@ -92,9 +93,19 @@ class Attempts:
             TooManyAttempts: five failed for this name from here in 15 minutes, or 50 from here in an hour.
         """
         for item, who in ((_NAME_AND_ADDRESS, (name, address)), (_ADDRESS, (address,))):
-            hashed = self._hashed(*who)
-            if not self._limiter.test(item, hashed):
-                self._refuse("That failed too often.", int(self._limiter.get_window_stats(item, hashed).reset_time))
+            self._test(item, "That failed too often.", *who)
+
+    def refuse_many_names(self, address: str) -> None:
+        """Before it is said whether a name is taken.
+
+        Raises:
+            TooManyAttempts: ten names were told to be taken, to this address in this hour.
+        """
+        self._test(_TAKEN_NAMES, "Many names that are taken were tried from your address.", address)
+
+    def count_taken_name(self, address: str) -> None:
+        """A name was told to be taken."""
+        self._limiter.hit(_TAKEN_NAMES, self._hashed(address))
 
     def failed(self, name: str, address: str) -> None:
         """A check failed."""
@@ -128,6 +139,11 @@ class Attempts:
             TooManyAttempts: ten came in this hour.
         """
         self._count(_IMPORTS, "You imported many files.", person_id)
+
+    def _test(self, item: RateLimitItem, what: str, *who: str) -> None:
+        hashed = self._hashed(*who)
+        if not self._limiter.test(item, hashed):
+            self._refuse(what, int(self._limiter.get_window_stats(item, hashed).reset_time))
 
     def _count(self, item: RateLimitItemPerHour, what: str, who: str) -> None:
         hashed = self._hashed(who)

@@ -112,17 +112,22 @@ class LocalAccounts:
     # In the worker, or from the command line
 
     def register_now(self, username: str, password: str, address: str = "", *, is_admin: bool = False) -> Registered:
-        """Like `register`, here and now; without an address nothing is counted."""
-        shown, key = checked_username(username)
+        """Like `register`, here and now. Without an address it is whoever runs the server: nothing is counted, and any
+        name is good."""
+        shown, key = checked_username(username, may_speak_for_us=not address)
         checked = passwords.checked_password(password, shown)
-        self._refuse_taken(key)
+        if address:
+            self._attempts.refuse_many_names(address)
+        # Hashed before anything is said of the name: whoever tries names out pays for each
+        hashed = passwords.hashed(checked)
+        self._refuse_taken(key, address)
         if address:
             self._attempts.count_account(address)
         codes = new_codes()
         person_id = self._people.add_account(
             username=shown,
             username_key=key,
-            password_hash=passwords.hashed(checked),
+            password_hash=hashed,
             code_hashes=[hash_of_code(code) for code in codes],
             is_admin=is_admin,
         )
@@ -200,8 +205,9 @@ class LocalAccounts:
         self._attempts.refuse_too_many(person_id, address)
         name = checked_username(username)
         checked = passwords.checked_password(new_password, name[0])
+        self._attempts.refuse_many_names(address)
         try:
-            self._refuse_taken(name[1])
+            self._refuse_taken(name[1], address)
         except UsernameTaken:
             self._attempts.failed(person_id, address)
             raise
@@ -215,9 +221,11 @@ class LocalAccounts:
         )
         return codes
 
-    def _refuse_taken(self, key: str) -> None:
-        """Before a hash is made for nothing; the database has the last word."""
+    def _refuse_taken(self, key: str, address: str = "") -> None:
+        """The database has the last word. A name that is told to be taken is counted for the address."""
         if self._people.credentials(key) is not None:
+            if address:
+                self._attempts.count_taken_name(address)
             raise UsernameTaken("This name is taken. Choose another one.")
 
     def _check(self, found: Credentials | None, password: str, key: str, address: str, sentence: str = _WRONG) -> None:

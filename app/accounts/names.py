@@ -3,6 +3,7 @@
 import re
 import unicodedata
 
+from app.accounts.reserved import is_reserved
 from app.errors import BadUsername
 
 SHORTEST, LONGEST = 3, 32
@@ -12,8 +13,8 @@ _UNSEEN = re.compile("[\u034f\u115f-\u1160\u17b4-\u17b5\u180b-\u180f\u3164\ufe00
 _LONGEST_TYPED = 200
 
 
-def checked_username(typed: str) -> tuple[str, str]:
-    """The name as it is shown, and the key it is unique by.
+def checked_username(typed: str, *, may_speak_for_us: bool = False) -> tuple[str, str]:
+    """The name as it is shown, and the key it is unique by. Only whoever runs the server may call somebody `admin`.
 
     Raises:
         BadUsername: a rule is not met; the message says which.
@@ -33,6 +34,8 @@ def checked_username(typed: str) -> tuple[str, str]:
         raise BadUsername("A name begins with a letter.", rule="first")
     if len(_scripts(shown)) > 1:
         raise BadUsername("A name is written in one alphabet: letters of several can look the same.", rule="alphabet")
+    if not may_speak_for_us and is_reserved(shown):
+        raise BadUsername("This name could be taken for whoever runs the server. Choose another one.", rule="reserved")
     return shown, username_key(shown)
 
 

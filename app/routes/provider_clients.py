@@ -32,6 +32,7 @@ _METADATA = frozenset(
         "authorization_endpoint",
         "token_endpoint",
         "token_endpoint_auth_methods_supported",
+        "userinfo_endpoint",
         "jwks_uri",
         "jwks",
         "id_token_signing_alg_values_supported",
@@ -177,8 +178,44 @@ async def _read_id_token(
     is_confirming = begun["kept"]["purpose"] == "confirm"
     if is_confirming and isinstance(checked_at, int | float) and time.time() - checked_at > _OLDEST_CHECK_S:
         raise ProviderProblem("expired")
+    name = _name_in(claims)
+    if not name and begun["kept"]["purpose"] == "sign_in":
+        name = _name_in(await _ask_userinfo(provider, client, token, claims["sub"]))
+    return _proven(provider, claims["sub"], name)
+
+
+def _name_in(claims: dict[str, Any]) -> str:
     names = (claims.get(key) for key in ("preferred_username", "nickname", "name"))
-    return _proven(provider, claims["sub"], next((name for name in names if isinstance(name, str)), ""))
+    return next((name for name in names if isinstance(name, str) and name.strip()), "")
+
+
+async def _ask_userinfo(
+    provider: ProviderSettings, client: StarletteOAuth2App, token: dict[str, Any], subject: str
+) -> dict[str, Any]:
+    """What the provider says of the person where the id_token says nothing; {} if it says it in no way that we read.
+
+    Source: OpenID Connect Core, 5.3.2: what is said there counts only for the same subject; 5.4: with a code, `profile`
+    may be answered there alone.
+
+    Raises:
+        ProviderProblem: it speaks of somebody else.
+    """
+    endpoint = (await client.load_server_metadata()).get("userinfo_endpoint")
+    if not isinstance(endpoint, str) or not is_safe_address(endpoint):
+        return {}
+    try:
+        answer = await client.get(endpoint, token=token)
+        answer.raise_for_status()
+        said = answer.json()
+    except (httpx2.HTTPError, httpx2.InvalidURL, *_BAD_ANSWERS) as error:
+        _log.warning("provider %s says no name: %s", provider.name, type(error).__name__)
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    if said.get("sub") != subject:
+        _log.error("provider %s gives the name of somebody else", provider.name)
+        raise ProviderProblem("refused")
+    return said
 
 
 async def _ask_github(

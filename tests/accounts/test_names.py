@@ -27,6 +27,86 @@ def test_what_cannot_be_seen_or_told_apart_is_refused(name: str) -> None:
         checked_username(name)
 
 
+RESERVED = [
+    *(
+        "admin",
+        "Admin",
+        "ADMIN",
+        "root",
+        "administrator",
+        "system",
+        "ponder",
+        "moderator",
+        "support",
+        "operator",
+        "staff",
+    ),
+    *(
+        "staff",
+        "admins",
+        "Administrators",
+        "Ponder-Support",
+        "the.real.admin",
+        "ponder_team",
+        "SystemAdmin",
+        "ponder-admin",
+        "PonderTeam",
+    ),
+    *("ad\u0301min", "ádmin", "a\u0308dmin", "admin\u0323", "rooṭ", "śupport", "r\u0335oot"),
+    *("adm1n", "admin1", "admin007", "r00t", "m0derat0r", "supp0rt", "op3rator"),
+    *("a.d.m.i.n", "a-dmin", "admin_", "admin.", "ad_min", "adrnin", "aclmin", "roo7", "s-upport"),
+    *("аԁміп", "гоот", "ѕуѕтем", "ᴀᴅᴍɪɴ", "ɑdmin", "aɗmin", "admıñ", "ａｄｍｉｎ", "𝐚𝐝𝐦𝐢𝐧", "ⓐdmin"),
+    *("админ", "Администратор", "管理员", "系統", "客服", "Moderatorin", "Betreiber"),
+]
+FREE = [
+    *(
+        "ada",
+        "Adam",
+        "Admira",
+        "Rooter",
+        "Rootbeer",
+        "Pondera",
+        "Supportive-Sam",
+        "Moda",
+        "Mia",
+        "Aime",
+        "Guido",
+        "Jan-Der",
+    ),
+    *(
+        "Anna99",
+        "Systema",
+        "Operetta",
+        "Stafford",
+        "Theo",
+        "Teamo",
+        "Minna",
+        "Admiral",
+        "Анна",
+        "Модест",
+        "张三丰",
+        "Дмитрий",
+    ),
+    *("Jan-Der", "Дмитрий", "somebody", "marker-name", "Vivian", "Clint", "bob", "eve", "carl"),
+]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_nobody_is_called_what_speaks_for_the_server_or_looks_like_it(name: str) -> None:
+    with pytest.raises(BadUsername):
+        checked_username(name)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_names_that_only_begin_like_one_are_taken(name: str) -> None:
+    assert checked_username(name)[0] == name
+
+
+@pytest.mark.parametrize("name", ["admin", "Ponder", "root"])
+def test_whoever_runs_the_server_may_give_such_a_name(name: str) -> None:
+    assert checked_username(name, may_speak_for_us=True)[0] == name
+
+
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_names_that_fold_the_same_are_the_same(one: str, other: str) -> None:
     assert checked_username(one)[1] == checked_username(other)[1] == username_key(other)

@@ -10,6 +10,7 @@ import time_machine
 from sqlalchemy import select
 from starlette.requests import Request
 
+from app.accounts import passwords
 from app.accounts.settings import settings_of
 from app.config import Settings
 from app.engine.base import EngineStatus
@@ -47,6 +48,36 @@ def test_a_name_is_taken_however_it_is_written(people: Browsers, name: str) -> N
     people.account("ada")
     response = people.new().post("/auth/register", json={"username": name, "password": PASSWORD})
     assert (response.status_code, error_of(response)) == (409, "username_taken")
+
+
+def test_names_cannot_be_listed_for_nothing(people: Browsers, monkeypatch: pytest.MonkeyPatch) -> None:
+    people.account("ada")
+    hashed: list[str] = []
+    hash_it = passwords.hashed
+    monkeypatch.setattr(passwords, "hashed", lambda typed: hashed.append(typed) or hash_it(typed))
+    tries = [people.new().post("/auth/register", json={"username": "ada", "password": PASSWORD}) for _ in range(12)]
+    assert [response.status_code for response in tries] == [409] * 10 + [429] * 2
+    assert len(hashed) == 10, "each answer has cost a hash, and a refusal has cost none"
+    for name in ("ada", "somebody-new"):
+        refused = people.new().post("/auth/register", json={"username": name, "password": PASSWORD})
+        assert (refused.status_code, error_of(refused)) == (429, "too_many_attempts")
+        assert int(refused.headers["retry-after"]) > 60
+    assert people.signed_in("ada").get("/api/me").json()["kind"] == "account"
+
+
+def test_many_who_ask_for_a_taken_name_at_once_are_counted_too(people: Browsers) -> None:
+    people.account("ada")
+    clients = [people.new() for _ in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = pool.map(lambda c: c.post("/auth/register", json={"username": "ada", "password": PASSWORD}), clients)
+        assert sorted(answer.status_code for answer in answers) == [409] * 10 + [429] * 10
+
+
+@pytest.mark.parametrize("name", ["admin", "Root", "ad\u0301min", "аԁміп", "adm1n", "Ponder"])
+def test_nobody_signs_up_as_who_runs_the_server(people: Browsers, name: str) -> None:
+    response = people.new().post("/auth/register", json={"username": name, "password": PASSWORD})
+    assert (response.status_code, error_of(response)) == (422, "bad_username")
+    assert response.json()["error"]["rule"] == "reserved"
 
 
 def test_of_nine_who_want_one_name_at_once_one_gets_it(people: Browsers) -> None:

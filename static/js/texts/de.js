@@ -444,6 +444,7 @@ export const TEXT = {
         characters: "Ein Name hat Buchstaben, Ziffern, Punkte, Striche und Unterstriche, sonst nichts.",
         first: "Ein Name beginnt mit einem Buchstaben.",
         alphabet: "Ein Name steht in einem einzigen Alphabet: Buchstaben aus mehreren können gleich aussehen.",
+        reserved: "Dieser Name könnte für jemanden stehen, der den Server betreibt. Nimm einen anderen.",
       })[rule] ?? "Nimm einen anderen Namen.",
     bad_password: ({ rule }) =>
       rule === "length" ? "Ein Passwort hat 8 bis 128 Zeichen." : "Dieses Passwort gehört zu den ersten, die ausprobiert werden. Nimm mehrere Wörter oder ein längeres.",

@@ -88,6 +88,9 @@ class HostileProvider:
         self.instead: dict[str, Response] = {}
         self.hanging = ""
         self.checks_pkce = True
+        # What is said of whom at UserInfo, by access token; none where it is not there
+        self.userinfo: Claims = {}
+        self.people: dict[str, Claims] = {}
         self.codes: dict[str, tuple[dict[str, str], Claims]] = {}
         self.authorize_queries: list[dict[str, str]] = []
         self.token_forms: list[dict[str, str]] = []
@@ -107,6 +110,7 @@ class HostileProvider:
                 Route("/.well-known/openid-configuration", self._say_metadata),
                 Route("/authorize", self._authorize),
                 Route("/token", self._say_token, methods=["POST"]),
+                Route("/userinfo", self._say_person),
                 Route("/jwks", self._say_keys),
                 Route("/evil-jwks", self._say_evil_keys),
             ]
@@ -124,11 +128,18 @@ class HostileProvider:
             "authorization_endpoint": f"{self.url}/authorize",
             "token_endpoint": f"{self.url}/token",
             "jwks_uri": f"{self.url}/jwks",
+            **({"userinfo_endpoint": f"{self.url}/userinfo"} if self.userinfo else {}),
             "response_types_supported": ["code"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["RS256"],
         }
         return await self._answer("metadata", bent(honest, self.metadata))
+
+    async def _say_person(self, request: Request) -> Response:
+        person = self.people.get(request.headers.get("authorization", "").removeprefix("Bearer "))
+        if person is None:
+            return JSONResponse({"error": "invalid_token"}, 401)
+        return await self._answer("userinfo", bent(person, self.userinfo))
 
     async def _say_keys(self, _: Request) -> Response:
         return await self._answer("jwks", self.keys)
@@ -170,6 +181,7 @@ class HostileProvider:
             "expires_in": 300,
             "id_token": self.make_id_token(bent(honest, self.claims)),
         }
+        self.people[answer["access_token"]] = {"sub": person["sub"]}
         self.token_answers.append(bent(answer, self.token))
         return await self._answer("token", self.token_answers[-1])
 

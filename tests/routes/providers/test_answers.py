@@ -186,6 +186,66 @@ def test_a_name_is_shown_on_one_line_of_visible_characters(
     assert visitor.me()["name"] == shown
 
 
+# What only UserInfo says
+
+
+@pytest.mark.parametrize("claim", ["preferred_username", "nickname", "name"])
+def test_a_name_that_only_userinfo_gives_is_the_accounts(
+    fresh_server: Ponder, acme: HostileProvider, claim: str
+) -> None:
+    del acme.person["preferred_username"]
+    acme.userinfo = {claim: "Ada of UserInfo"}
+    visitor = fresh_server.visitor()
+    assert visitor.sign_in(acme) == "/"
+    assert visitor.me()["name"] == "Ada of UserInfo"
+
+
+def test_userinfo_is_not_asked_where_the_id_token_has_a_name(fresh_server: Ponder, acme: HostileProvider) -> None:
+    acme.userinfo = {"name": "Somebody"}
+    visitor = fresh_server.visitor()
+    assert visitor.sign_in(acme) == "/"
+    assert visitor.me()["name"] == "Ada"
+    assert "userinfo" not in acme.asked
+
+
+@pytest.mark.parametrize("subject", ["another", "", None, 5, ABSENT])
+def test_userinfo_of_somebody_else_is_refused(fresh_server: Ponder, acme: HostileProvider, subject: Any) -> None:
+    del acme.person["preferred_username"]
+    acme.userinfo = {"name": "Somebody else", "sub": subject}
+    assert_refused(fresh_server, fresh_server.visitor(), acme)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PlainTextResponse("no", 500),
+        PlainTextResponse("no", 401),
+        PlainTextResponse("a.signed.token", media_type="application/jwt"),
+        JSONResponse([]),
+        JSONResponse(None),
+        RedirectResponse("http://127.0.0.1:1/"),
+    ],
+)
+def test_userinfo_that_says_nothing_keeps_nobody_out(
+    fresh_server: Ponder, acme: HostileProvider, answer: Response
+) -> None:
+    del acme.person["preferred_username"]
+    acme.userinfo = {"name": "Ada"}
+    acme.instead["userinfo"] = answer
+    visitor = fresh_server.visitor()
+    assert visitor.sign_in(acme) == "/"
+    assert (visitor.me()["kind"], visitor.me()["name"]) == ("account", "")
+
+
+@pytest.mark.parametrize("endpoint", ["http://elsewhere.example/userinfo", "ftp://127.0.0.1/", 5, None, ""])
+def test_userinfo_is_asked_over_tls_or_not_at_all(fresh_server: Ponder, acme: HostileProvider, endpoint: Any) -> None:
+    del acme.person["preferred_username"]
+    acme.metadata = {"userinfo_endpoint": endpoint}
+    visitor = fresh_server.visitor()
+    assert visitor.sign_in(acme) == "/"
+    assert visitor.me()["name"] == ""
+
+
 # The id_token's signature
 
 
