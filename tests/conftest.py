@@ -2,6 +2,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +14,11 @@ from tests.live import LiveServer, serving
 from tests.orphans import leave_no_orphans
 from tests.reused import reuse_tables
 from tests.scripted import ScriptedEngine
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.chromium import Chromium
 
 leave_no_orphans()
 reuse_tables()
@@ -40,6 +46,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def server() -> PostgresServer:
     """The PostgreSQL of this process of tests."""
     return postgresql()
+
+
+@pytest.fixture(scope="session")
+def lasting_chromium() -> Iterator["Chromium"]:
+    """The browser of this process of tests, for `chromium` to be used."""
+    from tests.chromium import Chromium
+
+    lasting = Chromium()
+    yield lasting
+    lasting.close()
+
+
+@pytest.fixture(scope="module")
+def chromium(lasting_chromium: "Chromium") -> Iterator["Browser"]:
+    """Chromium for a module's tests; while it is in use, this thread has an event loop that runs."""
+    with lasting_chromium.in_use() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -45,8 +45,7 @@ def test_a_note_stands_behind_all_text_at_once_as_after_a_reload(live_server: Li
     assert live.endswith("in the middle of\n\nYou stopped this answer.")
     page.reload()
     page.locator(".chip").click()
-    expect(note).to_be_visible()
-    assert scroller.inner_text() == live
+    expect(scroller).to_have_js_property("innerText", live)
 
 
 def test_enter_while_an_answer_is_being_written_is_answered_and_the_text_kept(

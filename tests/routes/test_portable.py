@@ -10,10 +10,9 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
-from playwright.sync_api import sync_playwright
 
 from app.routes import portable
-from tests.browser_setup import LAUNCH, system_chromium
+from tests.chromium import Chromium
 from tests.exports import SAMPLES, answer, as_file, conversation, question
 from tests.live import LiveServer
 from tests.people import OWN_PAGE, Browsers, browsers, cookie_of, error_of
@@ -212,14 +211,13 @@ def test_a_page_names_the_one_style_it_may_have_and_nothing_to_fetch(people: Bro
 
 
 @pytest.mark.browser
-def test_a_hostile_page_does_nothing_in_a_browser(people: Browsers, tmp_path: Path) -> None:
+def test_a_hostile_page_does_nothing_in_a_browser(people: Browsers, tmp_path: Path, lasting_chromium: Chromium) -> None:
     file = tmp_path / "hostile.html"
     file.write_text(hostile_page(people), "utf-8")
     requests: list[str] = []
     said: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=system_chromium(), args=list(LAUNCH))
-        page = browser.new_page()
+    with lasting_chromium.in_use() as chromium:
+        page = chromium.new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
         page.on("console", lambda message: said.append(message.text))
@@ -236,7 +234,7 @@ def test_a_hostile_page_does_nothing_in_a_browser(people: Browsers, tmp_path: Pa
             }).length; }"""
         assert [article.evaluate(outside) for article in page.locator("article").all()] == [0, 0]
         assert page.url == file.as_uri()
-        browser.close()
+        page.close()
     assert requests == [file.as_uri()]
     assert said == []
 
