@@ -35,7 +35,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 test: setup-dev lint
 	@$(BIN)/python -m tests.browser_setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile ci
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile ci
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -1,10 +1,13 @@
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from app.config import Settings
 from app.history.database import Database
@@ -20,12 +23,22 @@ if TYPE_CHECKING:
 
     from tests.chromium import Chromium
 
+# The other core has tests of its own; threads that wait for it spin. Whatever starts here takes it over
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 leave_no_orphans()
 reuse_tables()
+# No example is too slow, as on a busy machine each may be; `--hypothesis-profile ci` also draws the same each time
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
 # Looking through all that the libraries hold takes a tenth of the suite's time at Python's own pace
 gc.set_threshold(50_000, 20, 100)
 # Their tests are about what a database takes and when, so whatever uses one runs on both kinds
 _ON_BOTH_DATABASES = ("tests/history/", "tests/runs/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: whoever is without work takes over tests, and the last to run should be short."""
+    items.sort(key=lambda item: item.get_closest_marker("model") is None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

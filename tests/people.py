@@ -7,6 +7,8 @@ from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 
 import httpx
 
+from tests.patience import PATIENCE_S
+
 # Nothing here speaks TLS, and reading the system's certificates for each browser takes longer than most requests
 NO_TLS = SSLContext(PROTOCOL_TLS_CLIENT)
 OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
@@ -22,7 +24,7 @@ class Browsers:
 
     def new(self) -> httpx.Client:
         """Somebody nobody knows yet."""
-        self.made.append(httpx.Client(base_url=self.url, headers=OWN_PAGE, timeout=20, verify=NO_TLS))
+        self.made.append(httpx.Client(base_url=self.url, headers=OWN_PAGE, timeout=PATIENCE_S, verify=NO_TLS))
         return self.made[-1]
 
     def guest(self) -> httpx.Client:

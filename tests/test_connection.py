@@ -19,6 +19,7 @@ from app.config import Settings
 from app.connection import bounded_http
 from app.crowd import Crowd
 from tests.live import LiveServer, serving
+from tests.patience import PATIENCE_S
 from tests.people import OWN_PAGE
 from tests.scripted import HOLD, ScriptedEngine
 
@@ -124,7 +125,7 @@ def status_of(said: bytes) -> int:
 
 
 def is_well(live: LiveServer) -> bool:
-    return httpx.get(f"{live.url}/healthz", timeout=30).status_code == 200
+    return httpx.get(f"{live.url}/healthz", timeout=PATIENCE_S).status_code == 200
 
 
 # Bytes
@@ -213,7 +214,7 @@ def test_a_body_in_pieces_with_a_few_trailers_is_taken(patient: LiveServer) -> N
 
 def test_requests_behind_a_stream_are_not_collected(patient: LiveServer) -> None:
     patient.script(f"One{HOLD}two")
-    with httpx.Client(base_url=patient.url, headers=OWN_PAGE, timeout=30) as client:
+    with httpx.Client(base_url=patient.url, headers=OWN_PAGE, timeout=PATIENCE_S) as client:
         run = run_of(client, conversation_of(client))
         cookie = f"Cookie: ponder={client.cookies['ponder']}\r\n"
         with connected(patient, f"GET /api/runs/{run}/events HTTP/1.1\r\n{PAGE}{cookie}\r\n") as reader:
@@ -259,7 +260,7 @@ def test_of_two_hosts_none_is_believed(patient: LiveServer) -> None:
 
 def test_a_refused_body_is_read_so_far_that_the_sentence_arrives(patient: LiveServer) -> None:
     body = b"a" * (2 * 1024 * 1024 - 1)
-    with httpx.Client(base_url=patient.url, headers=OWN_PAGE, timeout=30) as client:
+    with httpx.Client(base_url=patient.url, headers=OWN_PAGE, timeout=PATIENCE_S) as client:
         refused = client.post("/nowhere", content=body)
         assert refused.json()["error"]["code"] == "not_found"
         assert client.get("/healthz").status_code == 200
@@ -372,7 +373,7 @@ def test_whoever_reads_no_answer_is_hung_up_on(tmp_path: Path, size: int, keeps:
 
 def test_a_stream_that_says_little_for_long_is_left_alone(hasty: LiveServer) -> None:
     hasty.script(f"One{HOLD}two")
-    with httpx.Client(base_url=hasty.url, headers=OWN_PAGE, timeout=30) as client:
+    with httpx.Client(base_url=hasty.url, headers=OWN_PAGE, timeout=PATIENCE_S) as client:
         run = run_of(client, conversation_of(client))
         with client.stream("GET", f"/api/runs/{run}/events") as response:
             lines = response.iter_lines()
@@ -459,7 +460,7 @@ def test_behind_a_proxy_the_proxy_shares_connections_out(start: Callable[..., Li
 def test_streams_of_one_address_leave_room_for_another(start: Callable[..., LiveServer]) -> None:
     live = start(max_connections_per_address=8)
     live.script(f"One{HOLD}two")
-    with httpx.Client(base_url=live.url, headers=OWN_PAGE, timeout=30) as client:
+    with httpx.Client(base_url=live.url, headers=OWN_PAGE, timeout=PATIENCE_S) as client:
         run = run_of(client, conversation_of(client))
         cookie = f"Cookie: ponder={client.cookies['ponder']}\r\n"
         request = f"GET /api/runs/{run}/events HTTP/1.1\r\n{PAGE}{cookie}\r\n"

@@ -21,15 +21,16 @@ from tests.engine.batched.test_engine import both_ways_are_one
 from tests.live import LiveServer, serving
 from tests.routes.test_api import OWN_PAGE, read_events, send
 
-pytestmark = pytest.mark.model
+# The model writes for a minute on a quiet machine
+pytestmark = [pytest.mark.model, pytest.mark.timeout(1200)]
 CACHE = Path(os.environ.get("PONDER_TEST_CACHE", Path.home() / ".cache" / "ponder"))
-START_S = 240
+START_S = 600
 
 
-@pytest.fixture
-def live(settings: Settings) -> Iterator[LiveServer]:
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A Ponder with the demo model, converted once a machine."""
-    settings = settings.model_copy(update={"cache_dir": CACHE})
+    settings = Settings(data_dir=tmp_path_factory.mktemp("demo"), cache_dir=CACHE, port=0, model="demo")
     with serving(settings, EngineProcess(settings)) as server:  # type: ignore[arg-type]
         yield server
 
@@ -46,7 +47,7 @@ def wait_ready(client: httpx.Client) -> dict[str, object]:
 
 
 def test_the_demo_model_thinks_answers_remembers_and_survives_its_processs_death(live: LiveServer) -> None:
-    with httpx.Client(base_url=live.url, headers=OWN_PAGE, timeout=180) as client:
+    with httpx.Client(base_url=live.url, headers=OWN_PAGE, timeout=600) as client:
         conversation = client.post("/api/conversations", json={}).json()["id"]
         # Sent while the model still loads: it waits, and is answered
         early = send(client, conversation, "What is the capital of France?", "the-first-key").json()
@@ -92,9 +93,9 @@ def test_it_is_written_for_many_at_once_as_it_is_for_one(monkeypatch: pytest.Mon
 
 
 def test_the_model_process_ends_with_its_server(live: LiveServer) -> None:
-    with httpx.Client(base_url=live.url, headers=OWN_PAGE, timeout=180) as client:
+    with httpx.Client(base_url=live.url, headers=OWN_PAGE, timeout=600) as client:
         wait_ready(client)
     pid = live.engine.pid  # type: ignore[attr-defined]
-    asyncio.run_coroutine_threadsafe(live.services.runs.close(), live.loop).result(30)
+    asyncio.run_coroutine_threadsafe(live.services.runs.close(), live.loop).result(START_S)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

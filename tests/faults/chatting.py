@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ from uuid import uuid4
 import httpx
 
 from tests.live import LiveServer
+from tests.patience import PATIENCE_S, until
 from tests.people import NO_TLS, OWN_PAGE
 
+__all__ = ["until"]
+
 ROOT = Path(__file__).parents[2]
-_PATIENCE_S = 60.0
 _HOLD = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
@@ -37,7 +38,7 @@ class Person:
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, headers=OWN_PAGE, timeout=_PATIENCE_S, verify=NO_TLS)
+        self.client = httpx.Client(base_url=self.url, headers=OWN_PAGE, timeout=PATIENCE_S, verify=NO_TLS)
 
     def __enter__(self) -> "Person":
         return self
@@ -109,14 +110,6 @@ def person(server: LiveServer) -> Person:
     return Person(server.url)
 
 
-def until(check: Callable[[], object]) -> None:
-    """Wait until something is so; a slow machine only takes longer."""
-    end = time.monotonic() + _PATIENCE_S
-    while not check():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
-
-
 def command(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What an operator types."""
     return subprocess.run(
@@ -125,7 +118,7 @@ def command(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         env=os.environ | {"PONDER_DATA_DIR": str(data_dir)},
         capture_output=True,
         text=True,
-        timeout=_PATIENCE_S,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -149,7 +142,7 @@ def held_by_another_process(file: Path) -> Iterator[Callable[[], None]]:
         assert other.stdout.readline() == "held\n"
 
         def release() -> None:
-            other.communicate("\n", timeout=_PATIENCE_S)
+            other.communicate("\n", timeout=PATIENCE_S)
 
         try:
             yield release

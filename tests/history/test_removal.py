@@ -22,6 +22,7 @@ from app.history.search import Indexer
 from app.history.store import Store, now
 from app.history.tables import SessionTable
 from tests.exports import Desk, answer, as_file, conversation, question
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.only_on("sqlite")
 MARKS = ["Zwiebelmarmelade", "Xylophonquartett", "Rhabarberkuchen"]
@@ -187,10 +188,10 @@ def test_without_a_deletion_it_rests(desk: Desk, monkeypatch: pytest.MonkeyPatch
     async def scene() -> None:
         job = asyncio.create_task(removal.run())
         for _ in range(20):
-            assert await asyncio.to_thread(looked.acquire, timeout=20)
+            assert await asyncio.to_thread(looked.acquire, timeout=PATIENCE_S)
         desk.take(desk.person(), chats("usual words", 5))
         for _ in range(20):
-            assert await asyncio.to_thread(looked.acquire, timeout=20)
+            assert await asyncio.to_thread(looked.acquire, timeout=PATIENCE_S)
         job.cancel()
 
     asyncio.run(scene())

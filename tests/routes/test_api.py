@@ -7,6 +7,7 @@ import pytest
 
 from app.engine.base import EngineStatus
 from tests.live import LiveServer
+from tests.patience import PATIENCE_S
 from tests.scripted import CLOSE, HOLD
 
 OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
@@ -19,7 +20,7 @@ def new_client(live_server: LiveServer) -> Iterator[Callable[[], Client]]:
     clients: list[Client] = []
 
     def make() -> Client:
-        clients.append(Client(base_url=live_server.url, headers=OWN_PAGE, timeout=20))
+        clients.append(Client(base_url=live_server.url, headers=OWN_PAGE, timeout=PATIENCE_S))
         return clients[-1]
 
     yield make

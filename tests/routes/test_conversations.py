@@ -1,8 +1,7 @@
 """Conversations over HTTP: branches, the list, deletion and its undo, temporary chats."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from app.history import temporary
 from app.runs import service
 from tests.live import LiveServer
+from tests.patience import PATIENCE_S, until
 from tests.people import OWN_PAGE, error_of
 from tests.scripted import CLOSE, HOLD
 
@@ -23,7 +23,7 @@ Client = httpx.Client
 
 @pytest.fixture
 def client(live_server: LiveServer) -> Iterator[Client]:
-    with Client(base_url=live_server.url, headers=OWN_PAGE, timeout=20) as made:
+    with Client(base_url=live_server.url, headers=OWN_PAGE, timeout=PATIENCE_S) as made:
         yield made
 
 
@@ -54,13 +54,6 @@ def titles(client: Client, **query: Any) -> list[str]:
     return [item["title"] for item in client.get("/api/conversations", params=query).json()["items"]]
 
 
-def wait_for(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 # Any characters
 
 REFUSED = (400, 404, 413, 422)
@@ -82,7 +75,7 @@ def test_whatever_is_typed_is_a_text_in_titles_questions_search_and_ids(client: 
     talk, other = begin(client), begin(client)
     send(client, other, "What is left alone?")
     send(client, talk, f"{text} zebra")
-    wait_for(lambda: bool(titles(client, q="zebra")))
+    until(lambda: bool(titles(client, q="zebra")))
     renamed = client.patch(f"/api/conversations/{talk}", json={"title": text})
     assert renamed.status_code in (200, *REFUSED)
     # No address may have a NUL
@@ -100,7 +93,7 @@ def test_whatever_is_typed_is_a_text_in_titles_questions_search_and_ids(client: 
 def test_the_wildcards_of_a_database_are_characters(client: Client) -> None:
     for text in ("exactly 100% sure", "exactly 1000 times"):
         send(client, begin(client), text)
-    wait_for(lambda: len(titles(client, q="exactly")) == 2)
+    until(lambda: len(titles(client, q="exactly")) == 2)
     assert (
         titles(client, q="ex%ly")
         == titles(client, q="ex_ctly ")
@@ -258,7 +251,7 @@ def test_deleting_while_it_is_answered_stops_the_run_first(live_server: LiveServ
     live_server.script(f"Some thought. {HOLD}Late.{CLOSE}So.")
     body = {"text": "one", "client_key": "the first key"}
     run = client.post(f"/api/conversations/{talk}/messages", json=body).json()["run_id"]
-    wait_for(lambda: client.get(f"/api/runs/{run}").json()["state"] == "running")
+    until(lambda: client.get(f"/api/runs/{run}").json()["state"] == "running")
     events: list[str] = []
     reader = threading.Thread(target=lambda: events.append(finish(client, run)))
     reader.start()
@@ -358,7 +351,7 @@ def test_a_temporary_chat_ends_soon_after_its_tab_unless_it_is_read_again(
     assert ends_at(kept) > 3500
     monkeypatch.setattr(temporary, "_LEFT_S", 0.0)
     client.post(f"/api/conversations/{left}/leave")
-    wait_for(lambda: client.get(f"/api/conversations/{left}").status_code == 404)
+    until(lambda: client.get(f"/api/conversations/{left}").status_code == 404)
     assert client.get(f"/api/conversations/{kept}").status_code == 200
 
 
@@ -372,7 +365,7 @@ def test_an_hour_after_its_last_use_a_temporary_chat_ends_with_what_runs_in_it(
     body = {"text": "one", "client_key": "the first key"}
     run = client.post(f"/api/conversations/{talk}/messages", json=body).json()["run_id"]
     assert "event: done" in finish(client, run)
-    wait_for(lambda: not live_server.services.history.temporary.over())
+    until(lambda: not live_server.services.history.temporary.over())
     assert client.get(f"/api/conversations/{talk}").status_code == 404
     assert len(live_server.engine.cancelled) == 1
 
@@ -431,18 +424,18 @@ def test_after_deleting_oneself_no_byte_of_what_was_written_is_left(
     def has_words() -> list[Path]:
         return [file for file in folder.rglob("*") if file.is_file() and b"xylophone" in file.read_bytes().lower()]
 
-    kept = Client(base_url=live_server.url, headers=OWN_PAGE, timeout=20)
+    kept = Client(base_url=live_server.url, headers=OWN_PAGE, timeout=PATIENCE_S)
     send(kept, begin(kept), "What stays is this question about marimbas")
     talk = begin(client, title="A xylophone title")
     live_server.script(f"A xylophone thought.{CLOSE}A xylophone answer.", f"{HOLD}A xylophone too late.{CLOSE}So.")
     send(client, talk, "A xylophone question")
     body = {"text": "One more xylophone", "client_key": "the last key"}
     run = client.post(f"/api/conversations/{talk}/messages", json=body).json()["run_id"]
-    wait_for(lambda: client.get(f"/api/runs/{run}").json()["state"] == "running")
+    until(lambda: client.get(f"/api/runs/{run}").json()["state"] == "running")
     assert client.get("/api/conversations", params={"q": "xyloph"}).json()["items"]
     assert has_words()
     assert client.delete("/api/me").status_code == 204
-    wait_for(lambda: not has_words())
+    until(lambda: not has_words())
     assert len(live_server.engine.cancelled) == 1
     assert "xylophone" not in caplog.text.lower()
     assert kept.get("/api/conversations", params={"q": "marimbas"}).json()["items"]

@@ -28,6 +28,7 @@ from app.config import Settings
 from app.history.store import now
 from app.web import build_app
 from tests.live import LiveServer, serving
+from tests.patience import PATIENCE_S
 from tests.people import NO_TLS, OWN_PAGE, PASSWORD
 from tests.scripted import ScriptedEngine
 
@@ -92,7 +93,7 @@ class Fuzzed:
     def raw(self, request: bytes) -> int:
         """The status of the answer to these very bytes; 400 where the server hangs up on them."""
         parts = urlsplit(self.live.url)
-        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as connection:
             try:
                 connection.sendall(request)
                 answer = connection.makefile("rb").readline()
@@ -121,7 +122,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
     )
     with (
         serving(settings, ScriptedEngine()) as live,
-        httpx.Client(base_url=live.url, timeout=30, verify=NO_TLS) as client,
+        httpx.Client(base_url=live.url, timeout=PATIENCE_S, verify=NO_TLS) as client,
     ):
         yield Fuzzed(live, client, build_app(live.services).openapi())
 
@@ -183,7 +184,7 @@ def test_no_operation_answers_anything_with_a_fault_of_its_own(
                     for name in case.path_parameters:
                         case.path_parameters[name] = things.get(name, case.path_parameters[name])
                 headers = fuzzed.headers(person_id)
-                response = case.call(base_url=fuzzed.live.url, headers=headers, session=session, timeout=20)
+                response = case.call(base_url=fuzzed.live.url, headers=headers, session=session, timeout=PATIENCE_S)
                 tried.add((path, method.lower()))
                 statuses.setdefault(f"{method} {path}", set()).add(response.status_code)
                 assert response.status_code < 500, response.text

@@ -31,6 +31,7 @@ from app.history.store import now
 from app.routes.access import address_of
 from app.web import build_app
 from tests.live import LiveServer, serving
+from tests.patience import PATIENCE_S
 from tests.people import NO_TLS, PASSWORD
 from tests.routes.test_access_matrix import (
     GRADIOS,
@@ -88,7 +89,9 @@ class Served:
         if is_known:
             headers["Cookie"] = f"{self.name}={self.token}"
         headers |= more.pop("headers", {})
-        return httpx.request(method, f"{self.live.url}{path}", headers=headers, verify=NO_TLS, timeout=20, **more)
+        return httpx.request(
+            method, f"{self.live.url}{path}", headers=headers, verify=NO_TLS, timeout=PATIENCE_S, **more
+        )
 
     def every_request(self) -> Iterator[Key]:
         """Every route there is with what it takes in its path made up, and paths that are not there."""
@@ -211,7 +214,7 @@ def quiet() -> Iterator[None]:
 def raw(served: Served, request: bytes) -> tuple[int, dict[str, str], bytes]:
     """The answer to these very bytes: no client tidies the path, or the headers, up."""
     parts = urlsplit(served.live.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         response = http.client.HTTPResponse(connection)
         response.begin()
@@ -340,7 +343,7 @@ FLAGS_FRAMED = FLAGS_TLS | {"samesite": "None", "partitioned": ""}
 
 def all_that_set_cookies(served: Served, headers: dict[str, str]) -> Iterator[tuple[str, httpx.Response]]:
     """Every way to get the cookie, or to lose it."""
-    services, client = served.live.services, httpx.Client(base_url=served.live.url, verify=NO_TLS, timeout=20)
+    services, client = served.live.services, httpx.Client(base_url=served.live.url, verify=NO_TLS, timeout=PATIENCE_S)
     client.headers.update(PAGE | headers | ({"Host": served.host} if served.host else {}))
     name = f"bea{next(served.numbers)}"
     person_id = services.people.add_account(username=name, username_key=name, password_hash=PASSWORD_HASH)

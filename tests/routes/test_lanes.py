@@ -13,6 +13,7 @@ from app.history.store import Store
 from app.runs import shown
 from tests.exports import answer, as_file, conversation, question
 from tests.live import LiveServer
+from tests.patience import PATIENCE_S
 from tests.people import Browsers, browsers, error_of
 
 MANY = 24
@@ -86,7 +87,7 @@ def test_whoever_does_slow_things_holds_up_nobodys_sending(
     with ThreadPoolExecutor(MANY) as pool:
         asked = [pool.submit(client.get, path) for client, path in zip(slow, paths, strict=True)]
         try:
-            assert come.acquire(timeout=30)
+            assert come.acquire(timeout=PATIENCE_S)
             live_server.script("Answered")
             talk = other.post("/api/conversations", json={}).json()["id"]
             sent = other.post(f"/api/conversations/{talk}/messages", json={"text": "Why?", "client_key": "a-key-of-it"})

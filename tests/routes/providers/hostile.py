@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from tests.patience import PATIENCE_S
 from tests.people import NO_TLS
 from tests.routes.providers.loopback import CLIENT_ID, CLIENT_SECRET, free_port, served
 
@@ -119,7 +120,7 @@ class HostileProvider:
     async def _answer(self, what: str, honest: Any) -> Response:
         self.asked.append(what)
         if self.hanging == what:
-            await asyncio.sleep(60)
+            await asyncio.sleep(10 * PATIENCE_S)
         return self.instead.get(what) or JSONResponse(honest)
 
     async def _say_metadata(self, _: Request) -> Response:

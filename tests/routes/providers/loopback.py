@@ -23,6 +23,7 @@ from app.config import ProviderSettings, Settings
 from app.routes.access import Services
 from app.routes.provider_clients import Providers
 from app.web import build_app, build_services
+from tests.patience import PATIENCE_S
 from tests.people import NO_TLS
 from tests.scripted import ScriptedEngine
 
@@ -56,7 +57,7 @@ def served(app: ASGIApp, port: int, *, patience_s: int = 0) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name=f"loopback-{port}")
     thread.start()
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE_S
     while not server.started and thread.is_alive() and time.monotonic() < until:
         time.sleep(0.005)
     assert server.started, "the server did not start"
@@ -136,7 +137,9 @@ class Ponder:
         """Somebody nobody knows yet, in a new browser."""
         number = next(NEXT_PERSON)
         headers = {"Sec-Fetch-Site": "same-origin", "X-Forwarded-For": f"198.51.{number // 250}.{number % 250 + 1}"}
-        self.visitors.append(Visitor(httpx.Client(base_url=self.url, headers=headers, timeout=20, verify=NO_TLS)))
+        self.visitors.append(
+            Visitor(httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S, verify=NO_TLS))
+        )
         return self.visitors[-1]
 
     def owner_of(self, issuer: str, subject: str) -> str | None:
@@ -213,12 +216,12 @@ def process(*arguments: str, log: Path, **environment: str) -> Iterator[None]:
         assert running.poll() is None, log.read_text()
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(PATIENCE_S)
 
 
 def wait_for(url: str, log: Path) -> None:
     """Wait until an address answers."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         try:
             httpx.get(url, verify=NO_TLS)

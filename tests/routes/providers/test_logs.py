@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
 from tests.people import NO_TLS
 from tests.routes.providers.hostile import (
     FOREIGN_KEY,
@@ -44,7 +45,7 @@ def loud_server(folder: Path, acme: str, github: str) -> Iterator[tuple[Visitor,
     with process("-c", START, log=log, **environment):
         wait_for(f"{url}/healthz", log)
         headers = {"Sec-Fetch-Site": "same-origin"}
-        with httpx.Client(base_url=url, headers=headers, timeout=20, verify=NO_TLS) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S, verify=NO_TLS) as client:
             yield Visitor(client), log
 
 
