@@ -96,6 +96,8 @@ _COLUMNS = re.compile(r"\\begin\{array\}\s*\{([^{}]*)\}")
 _LAST_RULE = re.compile(r'<mtr><mtd style="border-top: 0\.05em \w+ currentcolor;[^"]*"></mtd></mtr></mtable>')
 _REPAIRABLE = re.compile(r"\\\\\s*\[|\\(?:begin|nonumber|notag|label|tag|ref|eqref)(?![a-zA-Z])")
 
+_BOX = '<menclose notation="box">'
+_ENCLOSED = re.compile(r"<menclose[^>]*>|</menclose>")
 _STYLED = re.compile(r'( class="[^"]*")? (style|id|href|voffset|title)="([^"]*)"')
 # A space of forty em would widen or cover the page
 _TOO_WIDE = re.compile(r'="-?(?:[4-9]\d|\d{3,})(?:\.\d+)?(?:r?em|ex|px|%)')
@@ -130,6 +132,7 @@ _CLASS_OF = {
 }
 MATH_CLASSES = frozenset(" ".join(_CLASS_OF.values()).split()) | {
     "m-rule",
+    "m-box",
     "menclose-updiagonalstrike",
     "menclose-downdiagonalstrike",
     "menclose-phasorangle",
@@ -213,7 +216,20 @@ def _draw(latex: str, is_display: bool) -> str | None:
         return None
     if "hline" in latex and (columns := _COLUMNS.search(latex)):
         drawn = _LAST_RULE.sub(_last_rule(columns[1]), drawn)
-    return _STYLED.sub(_classed, drawn)
+    return _STYLED.sub(_classed, _with_our_boxes(drawn) if _BOX in drawn else drawn)
+
+
+def _with_our_boxes(drawn: str) -> str:
+    """Boxes are drawn by a class: of the browsers that know the element some would draw them twice."""
+    open_ones: list[bool] = []
+
+    def replaced(found: re.Match[str]) -> str:
+        if found[0].startswith("</"):
+            return "</mrow>" if open_ones and open_ones.pop() else found[0]
+        open_ones.append(found[0] == _BOX)
+        return '<mrow class="m-box">' if open_ones[-1] else found[0]
+
+    return _ENCLOSED.sub(replaced, drawn)
 
 
 def _last_rule(columns: str) -> str:

@@ -16,6 +16,13 @@ export class Composer {
     input.placeholder = TEXT.placeholder;
     for (const [name, text] of Object.entries(TEXT.efforts)) this.effortLabel(name)?.querySelector("span")?.replaceChildren(text);
     effort.setAttribute("role", "radiogroup");
+    // Gradio gives each a name of its own, again after every choice; with one name they are one tab stop, and arrow
+    // keys move among them
+    const join = () => {
+      for (const input of effort.querySelectorAll("input[type=radio]")) if (input.name !== "ponder-effort") input.name = "ponder-effort";
+    };
+    join();
+    new MutationObserver(join).observe(effort, { subtree: true, childList: true, attributes: true, attributeFilter: ["name"] });
     effort.setAttribute("aria-label", TEXT.effort);
     // Capture: Gradio's own handler for Enter must not see it
     input.addEventListener("keydown", (event) => this.onKey(event), { capture: true });

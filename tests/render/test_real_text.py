@@ -112,7 +112,8 @@ def test_a_sentence_in_a_box_is_text_that_wraps_with_its_formulas_drawn() -> Non
     assert '<span class="boxed">The goat goes first if <math>' in html
     assert "menclose" not in html
     assert "a savings and loan association" in render(r"\boxed{a savings and loan association}")
-    assert "menclose" in render(r"\boxed{\frac{1}{2}}")
+    assert "m-box" in render(r"\boxed{\frac{1}{2}}")
+    assert "menclose" not in render(r"\boxed{\frac{\boxed{1}}{2}}")
     rows = render(r"\boxed{\begin{aligned} &1. \text{ the goat goes over first} \\ &2. \text{ the wolf} \end{aligned}}")
     assert "latex-source" not in rows
     assert_harmless(render(r"\boxed{\text{<b>hostile</b> & long enough to be one sentence}}"))
