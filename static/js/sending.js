@@ -75,7 +75,7 @@ export class Sending {
       // The field it stood in is gone
       if (!page.composer.text.trim()) page.composer.text = edited;
     }
-    const isKept = error.code === "unreachable" && (page.composer.text.trim() || page.isEditing);
+    const isKept = ["unreachable", "storage_failed"].includes(error.code) && (page.composer.text.trim() || page.isEditing);
     page.tell(error, isKept ? TEXT.textIsKept : "");
   }
 

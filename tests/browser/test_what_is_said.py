@@ -160,6 +160,23 @@ def test_that_ones_text_is_still_there_is_said_once_where_there_is_some(opens: O
     expect(page.locator(BOX)).to_have_value("Why?")
 
 
+def test_a_database_that_is_away_is_said_of_a_chat_without_talk_of_text(opens: Opens) -> None:
+    page = opens()
+    ask(page)
+    settled(page)
+    page.get_by_role("button", name="New chat", exact=True).click()
+    busy = {"error": {"code": "storage_failed", "message": "The database is busy. Your text is still here."}}
+    page.route("**/api/conversations**", lambda route: route.fulfill(status=503, json=busy))
+    page.route("**/api/conversations/*", lambda route: route.fulfill(status=503, json=busy))
+    page.locator("#conversations .open").click()
+    expect(page.get_by_role("heading", name="This chat could not be loaded.")).to_be_visible()
+    expect(page.locator("#chat")).not_to_contain_text("still here")
+    page.get_by_role("button", name="New chat", exact=True).click()
+    ask(page, "And now?")
+    expect(page.get_by_role("alert")).to_contain_text("cannot use its database right now.")
+    expect(page.get_by_role("alert")).to_contain_text("Your text is still here.")
+
+
 def test_stored_reasoning_opens_at_its_start_after_a_run_too(live_server: LiveServer, opens: Opens) -> None:
     many = "\n\n".join(f"Paragraph {number}." for number in range(80))
     live_server.script(f"{many}{HOLD}{CLOSE}Done.")
@@ -241,13 +258,14 @@ def test_what_is_not_known_of_an_answer_is_not_said(opens: Opens) -> None:
     settled(page)
 
     def without_figures(route: Route) -> None:
+        if route.request.method != "GET":
+            route.continue_()
+            return
         found = route.fetch().json()
-        for message, figures in zip(
-            found["messages"], [None, (None, None), None, (0, 0.0), None, (9, 0.2)], strict=False
-        ):
-            if figures:
-                message["reasoning"] = {"tokens": figures[0], "thinking_s": figures[1]}
-                message["run"] = message["run"] if figures[0] else None
+        answers = [message for message in found["messages"] if message["role"] == "assistant"]
+        for message, (tokens, thinking_s) in zip(answers, [(None, None), (0, 0.0), (9, 0.2)], strict=True):
+            message["reasoning"] = {"tokens": tokens, "thinking_s": thinking_s}
+            message["run"] = message["run"] if tokens else None
         route.fulfill(json=found)
 
     for number in (2, 3):

@@ -432,6 +432,7 @@ export const TEXT = {
 
   // What the server says with a code; what is missing here stands in its own words.
   errors: {
+    storage_failed: () => "Der Server kommt gerade nicht an seine Datenbank. Versuch es in ein paar Sekunden noch einmal.",
     signed_out: () => "Du wurdest abgemeldet. Melde dich wieder an.",
     sign_in_first: () => "Melde dich zuerst an.",
     wrong_password: () => "Name und Passwort (oder Code) passen nicht zusammen.",

@@ -431,7 +431,10 @@ export const TEXT = {
   },
 
   /** Sentences in place of the server's, by code; each gets the error's details. */
-  errors: {},
+  errors: {
+    signed_out: () => "You have been signed out. Sign in again.",
+    storage_failed: () => "The server cannot use its database right now. Try again in a few seconds.",
+  },
   unreachable: "The server cannot be reached. Try again in a moment.",
   wentWrong: "Something went wrong on the server.",
 };

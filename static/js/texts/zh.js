@@ -431,6 +431,7 @@ export const TEXT = {
 
   // What the server says with a code; what is missing here stands in its own words.
   errors: {
+    storage_failed: () => "服务器现在无法使用数据库。请几秒后再试。",
     signed_out: () => "你已退出登录。请重新登录。",
     sign_in_first: () => "请先登录。",
     wrong_password: () => "用户名与密码（或恢复码）不匹配。",
