@@ -23,6 +23,10 @@ class Message:
     text: str
 
 
+# Below it sampling takes the likeliest token: logits divided by less overflow
+LEAST_TEMPERATURE = 1e-4
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn. Every field is explicit; nothing is inherited from a checkpoint."""

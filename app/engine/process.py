@@ -39,6 +39,9 @@ from app.errors import ModelUnavailable
 _MOST_DEATHS = 3
 _CONNECT_S = 60.0
 _LOOKS = 20
+# A sign of life comes every two seconds, so that this many seconds without one are no accident
+_LEAST_SILENCE_S = 5.0
+_SILENT = 0.75
 _GOODBYE_S = 5.0
 # A process that is killed is gone at once, unless it hangs in a driver or the computer is very busy
 _KILLED_S = 10.0
@@ -56,7 +59,7 @@ class EngineProcess:
     """`engine.base.Engine` over a local socket. Use it on one event loop, between `start` and `close`.
 
     A process whose model does not move for `silence_s` while it has something to write, or that gives no sign of life
-    for twice as long, hangs: it is ended and started again.
+    for three quarters as long, hangs: it is ended and started again.
     """
 
     def __init__(self, settings: Settings, *, silence_s: float = 60.0) -> None:
@@ -240,16 +243,16 @@ class EngineProcess:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Frames until the process is gone, or silent for so long that it must hang."""
-        looks = 0
+        looks, most_s = 0, max(_LEAST_SILENCE_S, _SILENT * self._silence_s)
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), 2 * self._silence_s / _LOOKS)
+                line = await asyncio.wait_for(reader.readline(), most_s / _LOOKS)
             except TimeoutError:
                 # Looks are counted, not the clock: while a computer sleeps, or a container is paused, nobody speaks
                 looks += 1
                 if looks < _LOOKS:
                     continue
-                _log.error("the model process gave no sign of life for %d s", 2 * self._silence_s)
+                _log.error("the model process gave no sign of life for %d s", most_s)
                 return
             except ConnectionError:
                 return

@@ -105,10 +105,11 @@ async def list_runs(_: Admin, serving: Serving) -> dict[str, Any]:
 async def stop_run(run_id: str, _: Admin, serving: Serving) -> dict[str, Any]:
     """Stop somebody's run; what it has written is kept for them."""
     run = next((run for run in serving.usage.open_runs() if run.id == run_id), None)
-    if run is None:
+    # One whose chat was deleted, or a temporary one, is in memory alone
+    was_live = await serving.runs.stop_any(run_id)
+    if run is None and not was_live:
         raise NotFound("This run is not here, or is over.")
-    await serving.runs.order(run.person_id, run.id, "stop")
-    return _open_run(serving, run)
+    return _open_run(serving, run) if run is not None else {"id": run_id, "state": "stopped"}
 
 
 def _model(serving: Services) -> dict[str, Any]:

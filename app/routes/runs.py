@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
+from app.errors import NotFound, StorageFailed
 from app.history.store import Run
 from app.routes.access import Person, Serving, SomeCaller
 from app.runs.live import Order
@@ -75,7 +76,14 @@ def run_json(run: Run, place: int = 0) -> dict[str, Any]:
 
 async def _order(run_id: str, person_id: str, serving: Serving, order: Order) -> dict[str, Any]:
     await serving.runs.order(person_id, run_id, order)
-    run, place = serving.runs.run(person_id, run_id)
+    try:
+        run, place = serving.runs.run(person_id, run_id)
+    except (StorageFailed, NotFound):
+        # The order was taken all the same: the run is known in memory, where its chat was just deleted too
+        state = serving.runs.live_state(run_id)
+        if state is None:
+            raise
+        return {"id": run_id, "state": state, "place": 0}
     return run_json(run, place)
 
 

@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 HEARTBEAT_S = 10.0
+# Events that are kept at least, and half of those that are kept at most
+MOST_KEPT = 400
+
+
+class FarBehind(Exception):
+    """A reader wants events that are not kept any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class RunLog:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._forgotten = 0
         self._passing: dict[str, tuple[int, Event]] = {}
         self._version = 0
         self._wake = asyncio.Event()
@@ -35,7 +42,7 @@ class RunLog:
 
     @property
     def last_seq(self) -> int:
-        return len(self._events)
+        return self._forgotten + len(self._events)
 
     @property
     def has_readers(self) -> bool:
@@ -48,6 +55,10 @@ class RunLog:
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Append an event for good."""
         self._events.append(Event(name, content, self.last_seq + 1))
+        if len(self._events) > 2 * MOST_KEPT:
+            # Whoever is further behind gets a snapshot, which tells more in less
+            self._forgotten += MOST_KEPT
+            del self._events[:MOST_KEPT]
         self._notify()
 
     def pass_on(self, key: str, name: str, content: dict[str, Any]) -> None:
@@ -74,13 +85,18 @@ class RunLog:
         """Everything behind sequence number `after`, then what comes, until the log is closed.
 
         Yields batches; an empty one every `HEARTBEAT_S` seconds of silence.
+
+        Raises:
+            FarBehind: what comes next is not kept any more.
         """
         self._readers += 1
         seen_version = 0
         try:
             while True:
                 wake = self._wake
-                batch = self._events[after:]
+                if after < self._forgotten:
+                    raise FarBehind
+                batch = self._events[after - self._forgotten :]
                 after += len(batch)
                 fresh = [entry for entry in self._passing.values() if entry[0] > seen_version]
                 seen_version = self._version

@@ -24,7 +24,7 @@ from app.runs.events import stored_replay
 from app.runs.gauge import Gauge, WindowUse
 from app.runs.keeper import Keeper
 from app.runs.live import LiveRun, Options, Order
-from app.runs.log import Event
+from app.runs.log import Event, FarBehind
 from app.runs.loops import Loop
 
 _SWEEP_EVERY_S = 5.0
@@ -242,6 +242,11 @@ class RunService:
         if (run := self._carrier.live(run_id)) is not None:
             await run.log.until_closed()
 
+    def live_state(self, run_id: str) -> str | None:
+        """The state of a run that is in memory, which needs no database."""
+        run = self._carrier.live(run_id)
+        return run.state if run is not None else None
+
     async def stop_any(self, run_id: str) -> bool:
         """Stop a run whoever it belongs to, also one that the database knows no more; whether it was there."""
         run = self._carrier.live(run_id)
@@ -317,11 +322,18 @@ class RunService:
             yield []
             await self._carrier.until_one_begins()
             stored = self._history.of(run_id).run(owner_id, run_id)
-        if after > run.log.last_seq or run.log.last_seq - after > _LONG_REPLAY:
-            after = run.log.last_seq - (1 if run.log.is_closed else 0)
-            yield [Event("snapshot", run.snapshot(), after)]
-        async for batch in run.log.follow(after):
-            yield batch
+        is_behind = after > run.log.last_seq or run.log.last_seq - after > _LONG_REPLAY
+        while True:
+            if is_behind:
+                after = run.log.last_seq - (1 if run.log.is_closed else 0)
+                yield [Event("snapshot", run.snapshot(), after)]
+            try:
+                async for batch in run.log.follow(after):
+                    after = max([after, *(event.seq for event in batch if event.seq is not None)])
+                    yield batch
+                return
+            except FarBehind:
+                is_behind = True
 
     async def window_use(self, owner_id: str, conversation: Conversation) -> WindowUse | None:
         """How full the window is before a conversation's next message; None while the model does not say it."""

@@ -501,3 +501,34 @@ def test_stopping_needs_no_database(in_world: InWorld, monkeypatch: pytest.Monke
             await world.runs.order("somebody else", accepted.run_id, "stop")
 
     in_world(body)
+
+
+def test_a_reader_that_reads_too_slowly_gets_a_snapshot_and_no_event_twice(in_world: InWorld) -> None:
+    async def body(world: World) -> None:
+        world.engine.with_profile(context_window=100_000, budgets={"normal": 50_000})
+        steps = "\n\n".join(f"step {number}" for number in range(1500))
+        world.engine.scripts.append(f"begin{HOLD}\n\n{steps}\n{CLOSE}\n\nyes")
+        accepted = await world.send()
+        stream = world.runs.follow(world.owner, accepted.run_id, 0)
+        events = list(await anext(stream))
+        world.engine.release()
+        await until(lambda: world.answer(accepted).run.state == "done")  # type: ignore[union-attr]
+        events += [event async for batch in stream for event in batch]
+        numbers = [event.seq for event in events if event.seq is not None]
+        assert numbers == sorted(set(numbers))
+        assert "snapshot" in [event.name for event in events]
+        assert events[-1].name == "done"
+
+    in_world(body)
+
+
+def test_the_admin_stops_a_run_that_the_database_knows_no_more(in_world: InWorld) -> None:
+    async def body(world: World) -> None:
+        world.engine.scripts.append(f"one{HOLD}")
+        accepted = await world.send()
+        await world.until(accepted.run_id, "delta")
+        world.store.delete_conversation(world.owner, world.conversation)
+        assert await world.runs.stop_any(accepted.run_id)
+        assert world.runs.live_state(accepted.run_id) == "stopped"
+
+    in_world(body)

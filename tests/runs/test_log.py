@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.runs import log as log_module
-from app.runs.log import Event, RunLog
+from app.runs.log import MOST_KEPT, Event, FarBehind, RunLog
 
 
 async def read(log: RunLog, after: int = 0) -> list[Event]:
@@ -73,5 +73,21 @@ def test_readers_that_break_off_and_come_back_miss_and_repeat_nothing(actions: l
         log.close()
         seen += [event.seq for event in await read(log, len(seen)) if event.seq]
         assert seen == list(range(1, log.last_seq + 1))
+
+    asyncio.run(main())
+
+
+def test_a_log_stays_bounded_and_a_reader_that_is_far_behind_is_told() -> None:
+    async def main() -> None:
+        log = RunLog()
+        for number in range(5 * MOST_KEPT):
+            log.write("delta", {"number": number})
+        assert log.last_seq == 5 * MOST_KEPT
+        assert len(log._events) <= 2 * MOST_KEPT
+        log.close()
+        with pytest.raises(FarBehind):
+            await anext(log.follow(0))
+        last = [event async for batch in log.follow(log.last_seq - 200) for event in batch]
+        assert [event.seq for event in last] == list(range(log.last_seq - 199, log.last_seq + 1))
 
     asyncio.run(main())

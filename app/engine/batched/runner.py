@@ -13,7 +13,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from app.engine.base import Sampling
+from app.engine.base import LEAST_TEMPERATURE, Sampling
 from app.engine.batched import attention
 from app.engine.batched.attention import PagedCache, Step
 from app.engine.batched.fused import fused_hidden, is_known
@@ -100,7 +100,7 @@ class Runner:
     def put(self, row: int, sampling: Sampling, seed: int, seen: Sequence[int] = (), mask: int = 0) -> None:
         """How the row's tokens are drawn; `seen` are those that its repetition penalty counts so far."""
         self._samplings.put(row, sampling, seed, seen, mask)
-        self._most_asked[row] = FEW if sampling.top_k <= FEW or sampling.temperature < 1e-4 else MOST
+        self._most_asked[row] = FEW if sampling.top_k <= FEW or sampling.temperature < LEAST_TEMPERATURE else MOST
 
     def place(self, row: int, pages: Sequence[int], first: int = 0) -> None:
         """The row's pages from the `first` on."""

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.base import Sampling
+from app.engine.base import LEAST_TEMPERATURE, Sampling
 
 # Rows with a larger top_k are cut here; beyond it nothing of any weight is left
 MOST = 1024
 FEW = 64
-_GREEDY = 1e-4
 
 
 @dataclass(slots=True)
@@ -121,7 +120,7 @@ def sample(
     if rows.masks is not None:
         wanted = wanted.masked_fill(~rows.masks[rows.mask], float("-inf"))
     values, ids = wanted.topk(min(most, logits.shape[-1]), dim=-1)
-    is_greedy = rows.temperature < _GREEDY
+    is_greedy = rows.temperature < LEAST_TEMPERATURE
     scaled = values / torch.where(is_greedy, 1.0, rows.temperature)[:, None]
     rank = torch.arange(values.shape[-1], device=values.device)
     scaled = scaled.masked_fill(rank[None] >= rows.top_k[:, None], float("-inf"))

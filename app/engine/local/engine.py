@@ -6,7 +6,6 @@ one is measured against it.
 
 import contextlib
 import logging
-import math
 import queue
 import secrets
 import threading
@@ -24,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from app.engine.base import Delta, Finished, FinishReason, Request, Sampling, Usage
+from app.engine.base import LEAST_TEMPERATURE, Delta, Finished, FinishReason, Request, Sampling, Usage
 from app.engine.model.loading import decoder_layers
 from app.engine.model.streamer import TokenStreamer
 
@@ -258,7 +257,7 @@ class _RefuseBadLogits(LogitsProcessor):
 
 def _generation_config(request: Request) -> GenerationConfig:
     sampling: Sampling = request.sampling
-    is_greedy = math.isclose(sampling.temperature, 0.0)
+    is_greedy = sampling.temperature < LEAST_TEMPERATURE
     drawn = {} if is_greedy else {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
