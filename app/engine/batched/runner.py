@@ -18,7 +18,7 @@ from app.engine.batched import attention
 from app.engine.batched.attention import PagedCache, Step
 from app.engine.batched.fused import fused_hidden, is_known
 from app.engine.batched.graphs import Graph, Recorder
-from app.engine.batched.nf4.linear import MOST_ROWS
+from app.engine.batched.nf4.linear import Joined
 from app.engine.batched.sampler import FEW, MOST, SamplingRows, sample
 from app.engine.batched.unpack import MANY, unpacked_layers
 from app.engine.model.loading import decoder_layers
@@ -56,7 +56,7 @@ class Runner:
         context_window: int,
         has_kernels: bool = False,
         masks: torch.Tensor | None = None,
-        joined: Mapping[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] | None = None,
+        joined: Mapping[torch.nn.Module, Joined] | None = None,
     ) -> None:
         attention.register()
         config = model.config.get_text_config()
@@ -314,12 +314,15 @@ class Runner:
         page = self._block_table[:rows].gather(1, (places // self.page_tokens)[:, None])[:, 0].long()
         return page * self.page_tokens + places % self.page_tokens
 
+    def _multiplies(self, rows: int) -> bool:
+        return all(one.multiplies(rows) for one in self._joined_layers.values())
+
     def _hidden(self, ids: torch.Tensor, places: torch.Tensor, step: Step, *, is_fused: bool = False) -> torch.Tensor:
         """The hidden states of a pass: ids and places (tokens,), the result (tokens, hidden)."""
         if is_fused:
             quicker = self._unpacked if self.is_unpacking and len(ids) >= MANY else {}
             # What is unpacked is unpacked apart: joined it would take twice the room
-            joined = self._joined_layers if len(ids) <= MOST_ROWS else {}
+            joined = self._joined_layers if self._multiplies(len(ids)) else {}
             return fused_hidden(self.model, ids, places, step, quicker, joined, self._on_layer)
         out = self.model.base_model(input_ids=ids[None], position_ids=places[None], use_cache=False, step=step)
         hidden: torch.Tensor = out.last_hidden_state

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from app.engine.batched import selftest
 from app.engine.batched.graphs import joined_shapes
+from app.engine.batched.nf4.linear import Joined
 from app.engine.batched.pace import Pace
 from app.engine.batched.runner import Runner
 from app.engine.batched.selftest import CannotBatch
@@ -76,9 +77,7 @@ def shape_of(model: PreTrainedModel, *, weight_bytes: int | None = None, is_four
     )
 
 
-def quicker_layers(
-    model: PreTrainedModel, cache_dir: Path | None, tell: Tell
-) -> dict[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]]:
+def quicker_layers(model: PreTrainedModel, cache_dir: Path | None, tell: Tell) -> dict[torch.nn.Module, Joined]:
     """Put our own 4-bit layers into the model, where they are right here; those that are multiplied at once.
 
     Without them bitsandbytes' stay, which the log says once.
@@ -96,7 +95,7 @@ def quicker_layers(
 def runner_for(
     model: PreTrainedModel,
     plan: MemoryPlan,
-    joined: Mapping[torch.nn.Module, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] | None = None,
+    joined: Mapping[torch.nn.Module, Joined] | None = None,
 ) -> Runner:
     """A runner with the plan's pages and rows; `joined` comes from `quicker_layers`.
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("kernels.cu")
+_FOLDER = Path(__file__).parent
 _CODE_FLOATS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -29,12 +29,17 @@ class CannotCompile(Exception):
     """There is no NVRTC, or it refuses the source; the message says what it said."""
 
 
+def sources() -> str:
+    """All there is to compile."""
+    return _source("kernels.cu") + _source("wide.cu")
+
+
 @cache
-def source() -> str:
-    """The kernels' source with the values of NF4 in it."""
+def _source(name: str) -> str:
+    """A file of kernels with the values of NF4 in it."""
     bits = ", ".join(str(_bf16_bits(value)) for value in _CODE_FLOATS)
     floats = ", ".join(f"{value!r}f" for value in _CODE_FLOATS)
-    return SOURCE.read_text().replace("{CODES}", f"{{{bits}}}").replace("{FLOATS}", f"{{{floats}}}")
+    return (_FOLDER / name).read_text().replace("{CODES}", f"{{{bits}}}").replace("{FLOATS}", f"{{{floats}}}")
 
 
 def compiled(defines: Sequence[str], architecture: str, folder: Path | None = None) -> bytes:
@@ -43,17 +48,19 @@ def compiled(defines: Sequence[str], architecture: str, folder: Path | None = No
     Raises:
         CannotCompile: NVRTC is missing or refuses.
     """
+    # wgmma is of one generation alone, which the "a" says
+    name, suffix = ("wide.cu", "a") if "WIDE" in defines else ("kernels.cu", "")
     options = [
-        f"--gpu-architecture={architecture}",
+        f"--gpu-architecture={architecture}{suffix}",
         "--std=c++17",
         "--device-as-default-execution-space",
         *(f"-D{define}" for define in defines),
     ]
-    name = hashlib.sha256("\0".join((source(), *options)).encode()).hexdigest()[:24]
-    kept = folder / f"nf4-{name}.cubin" if folder is not None else None
+    key = hashlib.sha256("\0".join((_source(name), *options)).encode()).hexdigest()[:24]
+    kept = folder / f"nf4-{key}.cubin" if folder is not None else None
     if kept is not None and kept.exists():
         return kept.read_bytes()
-    made = _compile(options)
+    made = _compile(name, options)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         handle, half = tempfile.mkstemp(dir=kept.parent)
@@ -63,10 +70,10 @@ def compiled(defines: Sequence[str], architecture: str, folder: Path | None = No
     return made
 
 
-def _compile(options: Sequence[str]) -> bytes:
+def _compile(name: str, options: Sequence[str]) -> bytes:
     library = _nvrtc()
     program = ctypes.c_void_p()
-    library.nvrtcCreateProgram(ctypes.byref(program), source().encode(), b"kernels.cu", 0, None, None)
+    library.nvrtcCreateProgram(ctypes.byref(program), _source(name).encode(), name.encode(), 0, None, None)
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     try:
         failed = library.nvrtcCompileProgram(program, len(options), given)

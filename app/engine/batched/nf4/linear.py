@@ -11,17 +11,16 @@ from torch.nn.functional import linear
 from app.engine.batched.nf4.compiling import Kernel, compiled
 from app.engine.batched.nf4.layout import Matrix
 from app.engine.batched.nf4.variants import Few, Variant, candidates
+from app.engine.batched.nf4.wide import COUNTERS, WORK_FLOATS, Wide
 
-MOST_ROWS = 64
+MOST_ROWS = 128
 _UNPACK = ("UNPACK", "MODES=0", "DQS=1")
-# Partial sums of a launch, and the counters of its tiles
-_WORK_FLOATS, _COUNTERS = 4 << 20, 8192
 
 
 def tiles_for(rows: int) -> int:
-    """How many groups of 8 input rows a launch for so many computes: 1, 2, 4 or 8. One to 8 rows cost the same, and
+    """How many groups of 8 input rows a launch for so many computes: 1, 2, 4, 8 or 16. One to 8 rows cost the same, and
     take the same sums in the same order."""
-    return next(tiles for tiles in (1, 2, 4, 8) if rows <= 8 * tiles)
+    return next(tiles for tiles in (1, 2, 4, 8, 16) if rows <= 8 * tiles)
 
 
 @dataclass(slots=True)
@@ -45,8 +44,8 @@ class Kernels:
         self.architecture = f"sm_{found.major}{found.minor}"
         self.processors = found.multi_processor_count
         self.most_shared = getattr(found, "shared_memory_per_block_optin", 0)
-        self.work = torch.empty(_WORK_FLOATS, dtype=torch.float32, device=self.device)
-        self.counters = torch.zeros(_COUNTERS, dtype=torch.int32, device=self.device)
+        self.work = torch.empty(WORK_FLOATS, dtype=torch.float32, device=self.device)
+        self.counters = torch.zeros(COUNTERS, dtype=torch.int32, device=self.device)
 
     def choose(self, rows: int, columns: int, tiles: int, variant: Variant | None) -> None:
         """Multiply that shape with so many input rows by this variant; None is by unpacking."""
@@ -56,9 +55,12 @@ class Kernels:
         """The variant for a shape; the likeliest one until something was chosen."""
         key = (rows, columns, tiles)
         if key not in self._chosen:
-            found = candidates(rows, columns, tiles, self.processors, self.most_shared)
-            self._chosen[key] = found[0] if found else None
+            self._chosen[key] = next(iter(self.candidates(rows, columns, tiles)), None)
         return self._chosen[key]
+
+    def candidates(self, rows: int, columns: int, tiles: int) -> list[Variant]:
+        """What may multiply that shape on this card, the likeliest first."""
+        return candidates(rows, columns, tiles, self.processors, self.most_shared, self.architecture)
 
     def loaded(self, defines: tuple[str, ...]) -> Kernel:
         """A variant's kernel, built and loaded if it is not yet.
@@ -76,6 +78,13 @@ class Kernels:
     def multiply(self, told: torch.Tensor, matrix: Matrix, out: torch.Tensor, variant: Variant) -> None:
         """out (rows, N) = told (rows, K) @ matrix.T + bias; all bf16 and contiguous."""
         rows, stream = told.shape[0], torch.cuda.current_stream(self.device).cuda_stream
+        if isinstance(variant, Wide):
+            given = (told.data_ptr(), out.data_ptr(), self.work.data_ptr(), self.counters.data_ptr())
+            self.loaded(variant.defines).launch(
+                variant.grid(matrix.rows), variant.threads, variant.shared(matrix.columns), stream,
+                variant.arguments(matrix, *given, rows), is_early=self.is_early,
+            )  # fmt: skip
+            return
         pointers = (
             matrix.records, told, out, self.work, self.counters, matrix.code, matrix.group_scales, matrix.offsets,
         )  # fmt: skip
@@ -133,6 +142,12 @@ class Nf4Linear(torch.nn.Module):
                 return out.view(*told.shape[:-1], self.out_features)
         return self.by_unpacking(told)
 
+    def multiplies(self, rows: int) -> bool:
+        """Whether so many rows are multiplied without unpacking."""
+        return rows <= MOST_ROWS and (
+            self.kernels.chosen(self.out_features, self.in_features, tiles_for(rows)) is not None
+        )
+
     def by_unpacking(self, told: torch.Tensor) -> torch.Tensor:
         """The plain way: unpack, then multiply."""
         return linear(told, self.dequantized(), self.matrix.bias)
@@ -152,6 +167,10 @@ class Joined:
 
     layer: Nf4Linear
     rows: tuple[int, ...]
+
+    def multiplies(self, rows: int) -> bool:
+        """Whether so many input rows are multiplied without unpacking."""
+        return self.layer.multiplies(rows)
 
     def __call__(self, told: torch.Tensor) -> tuple[torch.Tensor, ...]:
         parts: tuple[torch.Tensor, ...] = self.layer(told).split(self.rows, -1)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from app.engine.batched.nf4.compiling import compiled, source
+from app.engine.batched.nf4.compiling import compiled, sources
 from app.engine.batched.nf4.layout import Matrix
 from app.engine.batched.nf4.linear import Kernels, Nf4Linear
-from app.engine.batched.nf4.variants import Variant, candidates, is_known
+from app.engine.batched.nf4.variants import Variant, is_known
 
-TILES = (1, 2, 4, 8)
+TILES = (1, 2, 4, 8, 16)
 # Building one takes a second or two; the likeliest come first
 _MOST_TRIED = 4
 _REPEATS = 5
@@ -51,7 +51,7 @@ def tune(kernels: Kernels, matrices: list[Matrix]) -> None:
 
 
 def _tried(kernels: Kernels, rows: int, columns: int, tiles: int) -> list[Variant]:
-    return candidates(rows, columns, tiles, kernels.processors, kernels.most_shared)[:_MOST_TRIED]
+    return kernels.candidates(rows, columns, tiles)[:_MOST_TRIED]
 
 
 def _build(kernels: Kernels, missing: dict[tuple[int, int, int], Matrix]) -> None:
@@ -101,7 +101,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def _kept_in(kernels: Kernels) -> Path | None:
     if kernels.folder is None:
         return None
-    card = f"{torch.cuda.get_device_name(kernels.device)} {torch.version.cuda} {_MOST_TRIED} {source()}"
+    card = f"{torch.cuda.get_device_name(kernels.device)} {torch.version.cuda} {_MOST_TRIED} {sources()}"
     return kernels.folder / f"quickest-{hashlib.sha256(card.encode()).hexdigest()[:16]}.json"
 
 

@@ -1,17 +1,20 @@
 """Which build of the kernels multiplies a shape with so many rows quickest, and what a launch of it takes.
 
-Two kernels over the same records. `Few` deals K out to warps, for up to 8 rows; `Own` gives weight rows to warps, for
-16 and more. The numbers are the quickest of a sweep on an H100 (docs/performance.md); other shapes and cards take the
-first that fits.
+Three kernels over the same records. `Few` deals K out to warps, for up to 8 rows; `Own` gives weight rows to warps, for
+16 and more; where there is `wgmma`, `Wide` is quicker than that and goes up to 128. The numbers are the quickest of a
+sweep on an H100 (docs/performance.md); other shapes and cards take the first that fits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.engine.batched.nf4 import wide
 from app.engine.batched.nf4.layout import RECORD_BYTES
+from app.engine.batched.nf4.wide import Wide
 
 _TABLE_BYTES = 65536
 _SWEPT = "sm_90"
+_MOST_OWN = 8  # groups of 8 input rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +109,23 @@ class Own:
         )
 
 
-Variant = Few | Own
+Variant = Few | Own | Wide
 
 
-def candidates(rows: int, columns: int, tiles: int, processors: int, most_shared: int) -> list[Variant]:
+def candidates(
+    rows: int, columns: int, tiles: int, processors: int, most_shared: int, architecture: str
+) -> list[Variant]:
     """What may multiply a matrix of so many rows and columns with 8 * `tiles` input rows, the likeliest first."""
     known: Sequence[Variant] = _KNOWN.get((rows, columns, tiles), ())
-    rest = _few(tiles) if tiles == 1 else _own(tiles)
+    rest: Sequence[Variant] = _few(tiles) if tiles == 1 else _own(tiles) if tiles <= _MOST_OWN else ()
     fitting = [one for one in (*known, *rest) if one.fits(rows, columns, processors, most_shared)]
-    return list(dict.fromkeys(fitting))
+    widest = wide.candidates(rows, columns, tiles, processors, most_shared) if architecture == wide.ARCHITECTURE else ()
+    return list(dict.fromkeys((*widest, *fitting)))
 
 
 def is_known(rows: int, columns: int, tiles: int, architecture: str) -> bool:
     """Whether the quickest was found by a sweep already."""
-    return architecture == _SWEPT and (rows, columns, tiles) in _KNOWN
+    return architecture == _SWEPT and ((rows, columns, tiles) in _KNOWN or (rows, columns, tiles) in wide.KNOWN)
 
 
 def _few(tiles: int) -> list[Variant]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.engine.batched.nf4 import wide
 from app.engine.batched.nf4.layout import Matrix
 
 pytestmark = [
@@ -14,7 +15,7 @@ pytestmark = [
 ]
 QWQ = [(7168, 5120), (5120, 5120), (55296, 5120), (5120, 27648), (1024, 5120), (27648, 5120)]
 RAGGED = [(256, 1024), (1024, 256), (2048, 2048), (272, 1024), (5120, 1280)]
-ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 50, 64]
+ROWS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 50, 64, 65, 100, 127, 128]
 MOST_ERROR = 4e-3
 
 
@@ -31,7 +32,7 @@ def layer_of(rows: int, columns: int, *, has_bias: bool) -> Any:
 
 
 def packed_and_exact(rows: int, columns: int, *, has_bias: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """Our layer, an input of 64 rows, and the exact result."""
+    """Our layer, an input of 128 rows, and the exact result."""
     from bitsandbytes.functional import dequantize_4bit
 
     from app.engine.batched.nf4.linear import Kernels, Nf4Linear
@@ -39,7 +40,7 @@ def packed_and_exact(rows: int, columns: int, *, has_bias: bool = False) -> tupl
 
     theirs = layer_of(rows, columns, has_bias=has_bias)
     matrix: Matrix = _matrix_of([theirs])
-    told = torch.randn(64, columns, device="cuda").bfloat16()
+    told = torch.randn(128, columns, device="cuda").bfloat16()
     exact = told.double() @ dequantize_4bit(theirs.weight.data, theirs.weight.quant_state).double().T
     return (
         Nf4Linear(matrix, Kernels(torch.device("cuda", 0))),
@@ -68,6 +69,24 @@ def test_up_to_eight_rows_a_row_does_not_depend_on_the_others(rows: int, columns
     for count in range(1, 9):
         assert torch.equal(ours(told[:count]), together[:count])
     assert torch.equal(ours(told[3:4])[0], together[3])
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="it is of Hopper alone"
+)
+@pytest.mark.parametrize(("rows", "columns"), QWQ + RAGGED)
+@torch.inference_mode()
+def test_every_form_for_many_rows_is_right_wherever_it_fits(rows: int, columns: int) -> None:
+    ours, told, exact = packed_and_exact(rows, columns, has_bias=rows % 1024 == 0)
+    kernels = ours.kernels
+    for tiles in (2, 4, 8, 16):
+        for variant in wide.candidates(rows, columns, tiles, kernels.processors, kernels.most_shared):
+            for count in (8 * tiles, 8 * tiles - 5, 1):
+                out = torch.full((count, rows), torch.nan, dtype=torch.bfloat16, device="cuda")
+                kernels.multiply(told[:count], ours.matrix, out, variant)
+                error = float((out.double() - exact[:count]).norm() / exact[:count].norm())
+                assert error <= MOST_ERROR, (variant, count, error)
+    assert int(kernels.counters.count_nonzero()) == 0
 
 
 @torch.inference_mode()

@@ -1,11 +1,35 @@
+import struct
+
 import pytest
 import torch
 
+from app.engine.batched.nf4 import wide
 from app.engine.batched.nf4.compiling import CannotCompile, compiled
 from app.engine.batched.nf4.layout import Matrix, fits, packed, unpacked
 from app.engine.batched.nf4.variants import Few, Own, candidates
 
 H100_PROCESSORS, H100_SHARED = 132, 227 * 1024
+
+
+def frame_bytes(code: bytes) -> int:
+    """The largest stack frame of a cubin's functions, from its ELF sections: what found no room in registers."""
+    start, size, count, names = struct.unpack_from("<Q", code, 40)[0], *struct.unpack_from("<HHH", code, 58)
+    sections = [struct.unpack_from("<IIQQQQ", code, start + i * size) for i in range(count)]
+    text = sections[names][4]
+    frames = [0]
+    for name, _, _, _, at, length in sections:
+        end = code.index(b"\0", text + name)
+        if code[text + name : end] != b".nv.info":
+            continue
+        place = at
+        while place < at + length:
+            form, attribute, value = struct.unpack_from("<BBH", code, place)
+            place += 4
+            if form == 4:
+                if attribute == 0x11:  # EIATTR_FRAME_SIZE: function, bytes
+                    frames.append(struct.unpack_from("<II", code, place)[1])
+                place += value
+    return max(frames)
 
 
 def random_bytes(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,10 +97,15 @@ def test_only_whole_records_and_whole_groups_fit() -> None:
     assert not fits(16, 64)
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 4, 8])
+@pytest.mark.parametrize("tiles", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize(("rows", "columns"), [(7168, 5120), (5120, 5120), (55296, 5120), (5120, 27648), (1024, 5120)])
 def test_every_shape_of_qwq_has_a_variant_that_fits_an_h100(rows: int, columns: int, tiles: int) -> None:
-    assert candidates(rows, columns, tiles, H100_PROCESSORS, H100_SHARED)
+    found = candidates(rows, columns, tiles, H100_PROCESSORS, H100_SHARED, "sm_90")
+    assert found
+    assert isinstance(found[0], wide.Wide) == (tiles > 1)
+    others = candidates(rows, columns, tiles, H100_PROCESSORS, H100_SHARED, "sm_120")
+    assert not any(isinstance(one, wide.Wide) for one in others)
+    assert bool(others) == (tiles <= 8)
 
 
 @pytest.mark.parametrize("architecture", ["sm_90", "sm_120"])
@@ -90,6 +119,27 @@ def test_every_shape_of_qwq_has_a_variant_that_fits_an_h100(rows: int, columns: 
 )
 def test_the_kernels_compile(architecture: str, defines: tuple[str, ...]) -> None:
     assert compiled(defines, architecture).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("one", [one for known in wide.KNOWN.values() for one in known], ids=str)
+def test_the_kernels_for_many_rows_compile_and_keep_their_sums_in_registers(one: wide.Wide) -> None:
+    code = compiled(one.defines, "sm_90")
+    assert code.startswith(b"\x7fELF")
+    assert frame_bytes(code) == 0
+
+
+@pytest.mark.parametrize("processors", [132, 114, 78])
+@pytest.mark.parametrize("tiles", [2, 4, 8, 16])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(256, 1024), (1024, 256), (2048, 2048), (3584, 18944), (8192, 29568), (55296, 5120)]
+)
+def test_blocks_that_wait_for_each_other_are_all_on_the_card(
+    rows: int, columns: int, tiles: int, processors: int
+) -> None:
+    for one in wide.candidates(rows, columns, tiles, processors, H100_SHARED):
+        assert one.splits == 1 or one.grid(rows) <= processors * one.form.together
+        assert one.form.together * (one.shared(columns) + 1024) <= 228 * 1024
+        assert one.splits * one.form.along * one.form.records <= columns // 64
 
 
 def test_what_does_not_compile_says_what_the_compiler_said() -> None:
