@@ -27,6 +27,7 @@ from app.history.search import Indexer, Search
 from app.history.store import Store
 from app.history.temporary import History
 from app.history.usage import Usage
+from app.memory import give_back
 from app.routes import admin, auth, conversations, health, me, portable, privacy, providers, runs
 from app.routes.access import Services, appearance
 from app.routes.guards import Guards, error_response, too_large
@@ -132,6 +133,15 @@ def build_app(services: Services) -> FastAPI:
 
 async def _keep_in_order(services: Services) -> None:
     """The jobs that go on beside the server; none of them touches a database that is damaged."""
+    trimming = asyncio.create_task(give_back())
+    try:
+        await _keep_database_in_order(services)
+        await trimming
+    finally:
+        trimming.cancel()
+
+
+async def _keep_database_in_order(services: Services) -> None:
     database = services.store.database
     if not database.is_quickly_checked:
         await asyncio.to_thread(database.check)
