@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _HEAD_END = b"</head>"
 # Gradio's cards for links to the page speak of Gradio and point to its picture
 _FIRST_TAG = re.compile(rb'<html(?:\s+lang="[^"]*")?([^>]*>)')
+# Gradio's scripts that stand in the page are refused by our policy, each with a red line in the console
+_INLINE_SCRIPTS = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>.*?</script>\s*", re.DOTALL)
 _CARDS = re.compile(rb'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')
 
 Appearance = Callable[[Request], tuple[str, str]]
@@ -50,7 +52,7 @@ class EarlyHead:
 
     def _with_head(self, body: bytes, language: str, theme: str) -> bytes:
         first = f'<html lang="{language or "en"}" data-theme="{theme}"'.encode()
-        whole = _CARDS.sub(b"", body).replace(_HEAD_END, self._head + _HEAD_END, 1)
+        whole = _INLINE_SCRIPTS.sub(b"", _CARDS.sub(b"", body)).replace(_HEAD_END, self._head + _HEAD_END, 1)
         return _FIRST_TAG.sub(lambda found: first + found[1], whole, count=1)
 
 

@@ -6,7 +6,7 @@ There is not one Python handler behind it: Gradio's handlers are a public RPC su
 import gradio as gr
 from fastapi import FastAPI
 
-from app.static_files import address
+from app.static_files import address, modules_of
 from app.ui.head import Appearance, EarlyHead
 from app.ui.theme import theme
 
@@ -71,8 +71,10 @@ def mount_page(app: FastAPI, appearance: Appearance) -> None:
 
 def _head() -> str:
     styles = "".join(f'<link rel="stylesheet" href="{address(name)}">' for name in _STYLES)
+    # All at once, where a browser would meet them one import after the other
+    modules = "".join(f'<link rel="modulepreload" href="{address(name)}">' for name in modules_of("ponder.js"))
     return (
         f'<title>Ponder</title><meta name="viewport" content="{_VIEWPORT}"><meta name="description" content="{_ABOUT}">'
         f'{styles}<link rel="icon" type="image/svg+xml" href="{address("favicon.svg")}">'
-        f'<script type="module" src="{address("ponder.js")}"></script>'
+        f'{modules}<script type="module" src="{address("ponder.js")}"></script>'
     )

@@ -116,3 +116,15 @@ def test_a_long_chat_is_printed_whole(live_server: LiveServer, opens: Opens) -> 
         for word in (f"Question{number}?", f"Begin{number}.", f"End{number}."):
             assert word in text, word
     assert len(pages) > 2
+
+
+def test_nothing_is_red_in_the_console_when_the_page_is_loaded(live_server: LiveServer, opens: Opens) -> None:
+    page = opens()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(live_server.url)
+    page.wait_for_selector("body.ponder-ready")
+    ask(page)
+    answer(page)
+    assert said == []
