@@ -28,7 +28,7 @@ MOST = 24 * 1024 * 1024
 PIECE = 64 * 1024
 PAGE = "Host: 127.0.0.1\r\nSec-Fetch-Site: same-origin\r\n"
 CHUNKED = f"{PAGE}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
-SHORT = {"head_timeout_s": 0.3, "idle_timeout_s": 0.3, "stall_timeout_s": 0.3, "upload_timeout_s": 1.5}
+SHORT = {"head_timeout_s": 0.6, "idle_timeout_s": 0.6, "stall_timeout_s": 0.6, "upload_timeout_s": 2}
 
 
 @pytest.fixture(scope="module")
