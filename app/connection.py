@@ -29,7 +29,7 @@ _MOST_BEHIND = 8
 # uvicorn stops reading at 64 KiB that nobody has taken, and goes on whenever anybody asks
 _MOST_UNREAD_BYTES = 1024 * 1024
 # Of a body that is still coming after its request was answered: browsers read an answer only when they have sent all
-_MOST_DRAINED_BYTES = 2 * 1024 * 1024
+_MOST_DRAINED_BYTES = 16 * 1024 * 1024
 _LEAST_UPLOAD_BYTES_PER_S = 16 * 1024
 _LEAST_DOWNLOAD_BYTES_PER_S = 2 * 1024
 _HOSTS = b"host"
